@@ -1,0 +1,35 @@
+"""fastdecode: logits in, tokens (or masked logits) out, in one pass, with the same answer on every device.
+
+This is the public API; see the README for a tour.
+"""
+
+from .ops import sample, truncate
+from .plan import Plan, plan
+from .record import EMPTY as STATUS_EMPTY
+from .record import NAN as STATUS_NAN
+from .record import OK as STATUS_OK
+from .record import Sample
+from .report import info
+from .rules import (
+    Rule,
+    epsilon,
+    eta,
+    min_p,
+    p_less,
+    temperature,
+    top_a,
+    top_h,
+    top_k,
+    top_n_sigma,
+    top_p,
+    typical,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "STATUS_EMPTY", "STATUS_NAN", "STATUS_OK",
+    "Plan", "Rule", "Sample",
+    "epsilon", "eta", "info", "min_p", "p_less", "plan", "sample", "temperature", "top_a", "top_h", "top_k",
+    "top_n_sigma", "top_p", "truncate", "typical",
+]  # fmt: skip

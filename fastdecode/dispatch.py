@@ -1,0 +1,74 @@
+"""Which engine runs a call: the only place that decides, and the only reader of environment variables.
+
+    FASTDECODE_BACKEND=reference|cpu       use this engine, or fail; unset: the fastest one that can run on the logits' device
+    FASTDECODE_CPU=baseline|avx2|avx512    the instruction set of the cpu engine; unset: the best one this machine has
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+
+from . import reference
+from .record import Draw, Wanted
+
+
+class Engine(Protocol):
+    """What every engine offers. Arguments were checked by ops.py: 2-D logits with unit inner stride, on one device."""
+
+    def truncate(
+        self, logits: torch.Tensor, cuts: torch.Tensor, out: torch.Tensor, filter_value: float, vocab_limit: int
+    ) -> None: ...
+
+    def sample(self, logits: torch.Tensor, cuts: torch.Tensor, draw: Draw, wanted: Wanted) -> dict[str, torch.Tensor]: ...
+
+
+ENGINES: dict[str, Engine] = {"reference": reference}
+MISSING: dict[str, str] = {}  # engines that cannot run here, and why
+
+try:
+    from . import native
+
+    native.use_target(os.environ.get("FASTDECODE_CPU"))
+    ENGINES["cpu"] = native
+except ImportError as error:
+    MISSING["cpu"] = f"the compiled extension is not there ({error}); reinstall fastdecode with a C++17 compiler"
+
+# The engines that can run on a device type, the fastest first.
+PREFERENCE = {"cpu": ("cpu", "reference")}
+
+_forced: str | None = os.environ.get("FASTDECODE_BACKEND") or None
+
+
+def engine_for(device: torch.device) -> Engine:
+    """The engine for logits on `device`.
+
+    Raises:
+        RuntimeError: the engine that was asked for is unknown, is not there, or cannot run on this device.
+    """
+    if _forced is None:
+        for name in PREFERENCE.get(device.type, ()):
+            if name in ENGINES:
+                return ENGINES[name]
+        return reference
+    if _forced not in ENGINES:
+        why = MISSING.get(_forced, f"known engines: {', '.join(sorted({*ENGINES, *MISSING}))}")
+        raise RuntimeError(f"the engine {_forced!r} was asked for and cannot be used: {why}.")
+    if _forced != "reference" and _forced not in PREFERENCE.get(device.type, ()):
+        raise RuntimeError(f"the engine {_forced!r} was asked for and cannot run on {device}; unset FASTDECODE_BACKEND.")
+    return ENGINES[_forced]
+
+
+@contextlib.contextmanager
+def use(name: str | None) -> Iterator[None]:
+    """Run the calls inside with this engine, as FASTDECODE_BACKEND would; None: choose as usual. Not for threads."""
+    global _forced
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before

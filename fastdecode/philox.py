@@ -1,0 +1,54 @@
+"""The random stream in torch, the twin of csrc/philox.h: counter-based and stateless, so that a draw depends only on its
+coordinates (seed, step, stream, token id), never on the batch, the launch shape or the device.
+
+    key     = seed                                     64 bits
+    counter = (index >> 2, step, stream)               32 + 32 + 64 bits
+    stream  = use << 56 | sample << 40 | request id    8 + 16 + 40 bits
+    word    = Philox4x32-10(counter, key)[index & 3]
+    v       = 1 - (word + 0.5) * 2^-32                 in (0, 1), exact in float64; both tails keep all their bits
+    noise   = -log(-log(v))                            Gumbel(0, 1)
+"""
+
+from __future__ import annotations
+
+import torch
+
+# What a stream of noise is used for: the top 8 bits of the stream, so that no two uses ever share a word.
+TOKEN, GROUP = 0, 1
+
+GROUP_SIZE = 256  # consecutive token ids that share one noise in the first level of the draw
+
+STREAM_BITS, SAMPLE_BITS = 40, 16  # request ids are in [0, 2^40), samples of one row in [0, 2^16)
+
+_LOW32 = 0xFFFFFFFF
+
+
+def philox4x32_10(counter: tuple[torch.Tensor, ...], key: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Four 32-bit words (in int64 tensors) for four counter words and two key words (Salmon et al., SC11)."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        # The products may wrap around int64; the bits are right all the same, and the mask undoes the sign.
+        p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
+        c0, c1, c2, c3 = ((p1 >> 32) & _LOW32) ^ c1 ^ k0, p1 & _LOW32, ((p0 >> 32) & _LOW32) ^ c3 ^ k1, p0 & _LOW32
+        k0, k1 = (k0 + 0x9E3779B9) & _LOW32, (k1 + 0xBB67AE85) & _LOW32
+    return c0, c1, c2, c3
+
+
+def words(index: torch.Tensor, seed: torch.Tensor, step: torch.Tensor, stream: torch.Tensor) -> torch.Tensor:
+    """The 32-bit word at each coordinate; all arguments are int64 and broadcast."""
+    index, seed, step, stream = torch.broadcast_tensors(index, seed, step, stream)
+    counter = (index >> 2, step & _LOW32, stream & _LOW32, (stream >> 32) & _LOW32)
+    four = torch.stack(philox4x32_10(counter, (seed & _LOW32, (seed >> 32) & _LOW32)), dim=-1)
+    return four.gather(-1, (index & 3).unsqueeze(-1)).squeeze(-1)
+
+
+def noise(index: torch.Tensor, seed: torch.Tensor, step: torch.Tensor, stream: torch.Tensor) -> torch.Tensor:
+    """Gumbel(0, 1) noise in float64, between -3.2 and 22.9."""
+    v = (0xFFFFFFFF - words(index, seed, step, stream) + 0.5).double() * 2.0**-32
+    return -torch.log(-torch.log(v))
+
+
+def stream_for(use: int, sample: torch.Tensor | int, request: torch.Tensor) -> torch.Tensor:
+    """The stream of one use and one sample of a request."""
+    return (use << (STREAM_BITS + SAMPLE_BITS)) | (sample << STREAM_BITS) | (request & ((1 << STREAM_BITS) - 1))

@@ -1,0 +1,82 @@
+"""A plan: rules in the order they run, checked once and packed into the small tensor that the engines read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from .rules import DRAW, FIELDS, Cut, Rule
+
+
+class Plan:
+    """An immutable chain of rules, run left to right, each on the renormalised survivors of those before it.
+
+    A temperature divides the logits for every rule after it and for the draw; several temperatures multiply. Per-row
+    tensors are copied when the plan is made. A plan with no rule is the plain softmax. Make one with `fastdecode.plan`.
+    """
+
+    __slots__ = ("rules", "cuts", "rows", "_packed")
+
+    def __init__(self, rules: Iterable[Rule]):
+        self.rules: tuple[Rule, ...] = tuple(rules)
+        for rule in self.rules:
+            if not isinstance(rule, Rule):
+                raise TypeError(f"plan() takes rules such as fastdecode.min_p(0.05); got {rule!r}.")
+        self.cuts: tuple[Cut, ...] = _with_temperatures(self.rules)
+        self.rows: int | None = _common_rows(self.rules, self.cuts)
+        self._packed: dict[torch.device, torch.Tensor] = {}
+
+    def __repr__(self) -> str:
+        return f"plan({', '.join(map(repr, self.rules))})"
+
+    def __add__(self, other: Plan) -> Plan:
+        """The rules of this plan, then those of the other."""
+        return Plan(self.rules + other.rules)
+
+    def packed(self, device: torch.device) -> torch.Tensor:
+        """The cuts as a float32 tensor [B or 1, number of cuts, number of fields]; the last one is the draw."""
+        found = self._packed.get(device)
+        if found is None:
+            found = self._packed[device] = _pack(self.cuts, self.rows or 1).to(device)
+        return found
+
+
+def plan(*rules: Rule | Iterable[Rule]) -> Plan:
+    """Make a plan from rules: `plan(temperature(1.5), top_h(0.4))`, or from one list of them.
+
+    Raises:
+        TypeError: an argument is not a rule.
+        ValueError: two parameters hold different numbers of rows.
+    """
+    if len(rules) == 1 and not isinstance(rules[0], Rule) and isinstance(rules[0], Iterable):
+        rules = tuple(rules[0])
+    return Plan(rules)
+
+
+def _with_temperatures(rules: tuple[Rule, ...]) -> tuple[Cut, ...]:
+    """The cuts that do something, each with the temperature it runs at, and the draw."""
+    temperature: float | torch.Tensor = 1.0
+    cuts = []
+    for rule in rules:
+        if rule.temperature is not None:
+            temperature = temperature * rule.temperature
+        cuts += [Cut(**{**vars(cut), "temperature": temperature}) for cut in rule.cuts if not cut.is_off()]
+    return (*cuts, Cut(DRAW, temperature=temperature))
+
+
+def _common_rows(rules: tuple[Rule, ...], cuts: tuple[Cut, ...]) -> int | None:
+    """How many rows the per-row parameters hold, or None if every parameter is one number."""
+    lengths = {len(value) for cut in cuts for value in vars(cut).values() if isinstance(value, torch.Tensor)}
+    if len(lengths) > 1:
+        shown = ", ".join(map(repr, rules))
+        raise ValueError(f"all per-row parameters of a plan must have one value per row; got lengths {sorted(lengths)} in {shown}.")
+    return lengths.pop() if lengths else None
+
+
+def _pack(cuts: tuple[Cut, ...], rows: int) -> torch.Tensor:
+    packed = torch.empty(rows, len(cuts), len(FIELDS), dtype=torch.float32)
+    for i, cut in enumerate(cuts):
+        for j, name in enumerate(FIELDS):
+            packed[:, i, j] = getattr(cut, name)  # a number fills the column; a [B] tensor of any device is copied in
+    return packed

@@ -1,0 +1,72 @@
+"""What goes into an engine beside the logits and the plan, and what comes out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+# Sample.status
+OK = 0
+NAN = 1  # the row holds a NaN
+EMPTY = 2  # the row holds nothing that could be sampled: every logit is -inf
+
+STATISTICS = ("raw_logprobs", "entropy", "kept_mass", "max_prob", "margin")
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """The coordinates of the draws: each of seed, step, streams is one number for all rows or an int64 [B] tensor."""
+
+    seed: int | torch.Tensor
+    step: int | torch.Tensor
+    streams: torch.Tensor | None  # None: 0 .. B-1
+    num_samples: int
+    vocab_limit: int
+
+    def columns(self, batch: int, device: torch.device) -> list[torch.Tensor]:
+        """seed, step and streams as int64 [B] tensors on `device`."""
+        streams = torch.arange(batch) if self.streams is None else self.streams
+        return [_as_int64(t).to(device).expand(batch) for t in (self.seed, self.step, streams)]
+
+
+def _as_int64(value: int | torch.Tensor) -> torch.Tensor:
+    return value if isinstance(value, torch.Tensor) else torch.tensor([value], dtype=torch.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which optional statistics to compute; those not wanted cost nothing."""
+
+    stats: frozenset[str] = frozenset()  # a subset of STATISTICS
+    top_logprobs: int = 0
+    logprobs_of: torch.Tensor | None = None  # int64 [B, n]
+
+    def fields(self) -> tuple[str, ...]:
+        """The names of all tensors that `sample` of an engine returns, in the order of `Sample`."""
+        names = ("tokens", "logprobs", "kept", "status", *(s for s in STATISTICS if s in self.stats))
+        names += ("top_logprobs", "top_ids") if self.top_logprobs else ()
+        return names + (("logprobs_of",) if self.logprobs_of is not None else ())
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Drawn tokens and what is known about them. Log-probabilities and entropies are in nats, float32.
+
+    With `num_samples=n`, tokens, logprobs and raw_logprobs are [B, n], otherwise [B]; for logits [V] the batch dimension is
+    gone everywhere. Fields that were not asked for are None. In a row whose status is not 0, tokens and ids are -1, kept is
+    0 and all other fields are NaN.
+    """
+
+    tokens: torch.Tensor  # int64
+    logprobs: torch.Tensor  # ln q(token): the distribution sampled from, after temperature and truncation
+    kept: torch.Tensor  # int64 [B]: how many tokens survived the plan
+    status: torch.Tensor  # uint8 [B]: 0 = fine, STATUS_NAN, STATUS_EMPTY
+    raw_logprobs: torch.Tensor | None = None  # ln p(token) at temperature 1, before any rule
+    entropy: torch.Tensor | None = None  # [B]: of the full vocabulary, after temperature, before truncation
+    kept_mass: torch.Tensor | None = None  # [B]: the survivors' share of that same distribution
+    max_prob: torch.Tensor | None = None  # [B]: its largest probability
+    margin: torch.Tensor | None = None  # [B]: its largest less its second largest probability
+    top_logprobs: torch.Tensor | None = None  # [B, n]: the n largest ln p at temperature 1, before any rule, largest first
+    top_ids: torch.Tensor | None = None  # int64 [B, n]: their ids; lower id first on ties
+    logprobs_of: torch.Tensor | None = None  # [B, n]: ln p of the ids asked for, at temperature 1, before any rule

@@ -1,0 +1,282 @@
+"""Every sampling rule, once: a rule is a short list of cuts, or a temperature.
+
+A *cut* looks at the survivors of the cuts before it (renormalised) and narrows an interval of logits. With
+`d = (x - max) / T` over the survivors, `lnZ = ln sum exp(d)`, `H` their entropy in nats, `sd` their sample standard
+deviation (of x / T) and `p2 = sum p^2`, there are two kinds:
+
+    floor    keep d >= w_lse * lnZ + w_sd * sd + w_p2 * ln p2 + min(offset, offset_h - H)
+    prefix   walk the tokens in an `order` (by logit, or by typicality |-ln p - H|), adding up a `measure`,
+             and stop where it meets the `need`
+
+The maximum (for a typicality prefix: the most typical token) always survives, and so do all tokens that tie with it:
+tokens with exactly equal logits stay or go together. A need or a floor that is met to within `SLACK` counts as met, so
+that prefixes which are exact on paper (0.5 + 0.3 against 0.8) do not hang on the last bit of a sum.
+
+The engines run these records and never see a rule's name. To add a rule, write one function here and one row in
+`tests/cases.py`.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from dataclasses import dataclass, fields
+
+import torch
+
+FLOOR, PREFIX, DRAW = 0, 1, 2  # kind; DRAW closes a packed plan and holds the temperature of the draw alone
+BY_LOGIT, BY_TYPICALITY = 0, 1  # order
+COUNT, MASS, SURPRISAL, ENTROPY = 0, 1, 2, 3  # measure
+STOP_AFTER, STOP_BEFORE = 0, 1  # is the token that meets the need kept?
+
+SLACK = 1e-6  # one part in a million: the rounding of one float32 logit of ordinary size
+
+Parameter = "float | torch.Tensor"
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """One narrowing of the survivors; the same fields, in the same order, as `struct Cut` in csrc/cut.h.
+
+    The four fields that give the cut its shape are plain numbers; the others are numbers or [B] float32 tensors.
+    """
+
+    kind: int
+    order: int = BY_LOGIT
+    measure: int = COUNT
+    stop: int = STOP_AFTER
+    temperature: Parameter = 1.0  # filled in by the plan: the product of the temperatures before this cut
+    need: Parameter = math.inf  # tokens, share of the mass, or share of the survivors' entropy; inf: off
+    within: Parameter = math.inf  # a prefix measures and keeps the `within` largest logits at most
+    keep: Parameter = 1.0  # keep at least so many tokens (as many as there are, if fewer)
+    w_lse: Parameter = 0.0
+    w_sd: Parameter = 0.0
+    w_p2: Parameter = 0.0
+    offset: Parameter = 0.0  # nats; -inf: off
+    offset_h: Parameter = math.inf  # nats; inf: the floor does not look at the entropy
+
+    def is_off(self) -> bool:
+        """True if this cut keeps everything in every row."""
+        switch, off = (self.offset, -math.inf) if self.kind == FLOOR else (self.need, math.inf)
+        unlimited = self.kind == FLOOR or _is(self.within, math.inf)
+        return unlimited and _is(switch, off)
+
+
+FIELDS = tuple(field.name for field in fields(Cut))
+
+
+@dataclass(frozen=True, eq=False)
+class Rule:
+    """A name and arguments for `repr`, and what they mean: cuts, or one temperature."""
+
+    name: str
+    arguments: tuple
+    options: tuple = ()
+    cuts: tuple[Cut, ...] = ()
+    temperature: Parameter | None = None
+
+    def __repr__(self) -> str:
+        shown = [_show(a) for a in self.arguments] + [f"{k}={_show(v)}" for k, v in self.options]
+        return f"{self.name}({', '.join(shown)})"
+
+
+def temperature(t: Parameter) -> Rule:
+    """Divide the logits by `t` from here on.
+
+    Args:
+        t: number >= 0, or a [B] tensor. 0 makes the row greedy: its largest surviving logit, lowest id on ties, no noise.
+    """
+    return Rule("temperature", (t,), temperature=_checked("temperature", t, 0.0, math.inf, "[]"))
+
+
+def top_k(k: Parameter, min_tokens_to_keep: int = 1) -> Rule:
+    """Keep the `k` largest logits, and every token that ties with the k-th.
+
+    Args:
+        k: whole number >= 0, or a [B] tensor; 0 switches the rule off.
+        min_tokens_to_keep: keep at least so many tokens.
+    """
+    need = _off_at(_checked("top_k", k, 0, math.inf, "[)", whole=True), 0.0, math.inf)
+    cut = Cut(PREFIX, measure=COUNT, need=need, keep=_keep(min_tokens_to_keep))
+    return Rule("top_k", (k,), _option(min_tokens_to_keep), (cut,))
+
+
+def top_p(p: Parameter, min_tokens_to_keep: int = 1) -> Rule:
+    """Keep the smallest set of most probable tokens whose mass reaches `p`; the token that crosses is kept (arXiv 1904.09751).
+
+    Args:
+        p: in (0, 1], or a [B] tensor; 1 switches the rule off.
+        min_tokens_to_keep: keep at least so many tokens.
+    """
+    need = _off_at(_checked("top_p", p, 0.0, 1.0, "(]"), 1.0, math.inf)
+    cut = Cut(PREFIX, measure=MASS, need=need, keep=_keep(min_tokens_to_keep))
+    return Rule("top_p", (p,), _option(min_tokens_to_keep), (cut,))
+
+
+def min_p(p: Parameter, min_tokens_to_keep: int = 1) -> Rule:
+    """Keep tokens at least `p` times as probable as the most probable one (arXiv 2407.01082).
+
+    Args:
+        p: in [0, 1], or a [B] tensor; 0 switches the rule off. Usual values: 0.05 to 0.1.
+        min_tokens_to_keep: keep at least so many tokens.
+    """
+    offset = _log(_checked("min_p", p, 0.0, 1.0, "[]"))
+    return Rule("min_p", (p,), _option(min_tokens_to_keep), (Cut(FLOOR, offset=offset, keep=_keep(min_tokens_to_keep)),))
+
+
+def typical(mass: Parameter, min_tokens_to_keep: int = 1) -> Rule:
+    """Locally typical sampling: keep the tokens whose surprisal is nearest to the entropy until their mass reaches `mass`.
+
+    The token that crosses is kept; the most probable token may go (arXiv 2202.00666).
+
+    Args:
+        mass: in (0, 1], or a [B] tensor; 1 switches the rule off.
+        min_tokens_to_keep: keep at least so many tokens, the most typical ones.
+    """
+    need = _off_at(_checked("typical", mass, 0.0, 1.0, "(]"), 1.0, math.inf)
+    cut = Cut(PREFIX, order=BY_TYPICALITY, measure=MASS, need=need, keep=_keep(min_tokens_to_keep))
+    return Rule("typical", (mass,), _option(min_tokens_to_keep), (cut,))
+
+
+def top_h(alpha: Parameter, variant: str = "paper") -> Rule:
+    """Top-H: keep the longest prefix of most probable tokens whose entropy stays within a share of the whole (arXiv 2509.02510).
+
+    `variant="paper"`: H(q) <= alpha * H(p), with q the renormalised prefix and p all survivors.
+    `variant="hf"`: transformers' rule: p is the 100 largest logits, renormalised, and the prefix is measured by its share
+    of the sum -p ln p, without renormalising it. The two differ on most rows. The token that would exceed the bound is left
+    out, and with it the tokens that tie with it; the largest logit always stays.
+
+    Args:
+        alpha: in (0, 1], or a [B] tensor. Usual value: 0.4.
+    """
+    if variant not in ("paper", "hf"):
+        raise ValueError(f"top_h's variant must be 'paper' or 'hf'; got {variant!r}.")
+    need = _checked("top_h", alpha, 0.0, 1.0, "(]")
+    if variant == "paper":
+        cut = Cut(PREFIX, measure=ENTROPY, stop=STOP_BEFORE, need=need)
+    else:
+        cut = Cut(PREFIX, measure=SURPRISAL, stop=STOP_BEFORE, need=need, within=100.0)
+    return Rule("top_h", (alpha,), () if variant == "paper" else (("variant", variant),), (cut,))
+
+
+def epsilon(e: Parameter, min_tokens_to_keep: int = 1) -> Rule:
+    """Keep tokens of probability at least `e` (arXiv 2210.15191).
+
+    Args:
+        e: in [0, 1), or a [B] tensor; 0 switches the rule off. Usual values: 3e-4 to 9e-4.
+        min_tokens_to_keep: keep at least so many tokens.
+    """
+    offset = _log(_checked("epsilon", e, 0.0, 1.0, "[)"))
+    cut = Cut(FLOOR, w_lse=1.0, offset=offset, keep=_keep(min_tokens_to_keep))
+    return Rule("epsilon", (e,), _option(min_tokens_to_keep), (cut,))
+
+
+def eta(e: Parameter, min_tokens_to_keep: int = 1) -> Rule:
+    """Keep tokens of probability at least min(e, sqrt(e) * exp(-H)), H the entropy in nats (arXiv 2210.15191).
+
+    Args:
+        e: in [0, 1), or a [B] tensor; 0 switches the rule off. Usual values: 3e-4 to 4e-3.
+        min_tokens_to_keep: keep at least so many tokens.
+    """
+    offset = _log(_checked("eta", e, 0.0, 1.0, "[)"))
+    cut = Cut(FLOOR, w_lse=1.0, offset=offset, offset_h=offset / 2, keep=_keep(min_tokens_to_keep))
+    return Rule("eta", (e,), _option(min_tokens_to_keep), (cut,))
+
+
+def top_n_sigma(n: Parameter) -> Rule:
+    """Keep logits within `n` standard deviations of the largest (arXiv 2411.07641).
+
+    The standard deviation is the sample one (n - 1) over the survivors' finite logits, so a mask of -inf does not switch the
+    rule off.
+
+    Args:
+        n: number > 0, or a [B] tensor. Usual value: 1.
+    """
+    checked = _checked("top_n_sigma", n, 0.0, math.inf, "()")
+    return Rule("top_n_sigma", (n,), cuts=(Cut(FLOOR, w_sd=-checked),))
+
+
+def top_a(a: Parameter) -> Rule:
+    """Keep tokens of probability at least `a` times the square of the largest probability.
+
+    Args:
+        a: in [0, 1], or a [B] tensor; 0 switches the rule off. Usual value: 0.2.
+    """
+    return Rule("top_a", (a,), cuts=(Cut(FLOOR, w_lse=-1.0, offset=_log(_checked("top_a", a, 0.0, 1.0, "[]"))),))
+
+
+def p_less() -> Rule:
+    """Keep tokens of probability at least sum p^2, the chance that two draws agree (arXiv 2509.23234). No parameter."""
+    return Rule("p_less", (), cuts=(Cut(FLOOR, w_lse=1.0, w_p2=1.0),))
+
+
+RULES = (temperature, top_h, top_k, top_p, min_p, typical, epsilon, eta, top_n_sigma, top_a, p_less)
+
+
+# ---- parameters ----------------------------------------------------------------------------------------------------
+
+
+def _checked(name: str, given, low: float, high: float, ends: str, whole: bool = False) -> Parameter:
+    """`given` as a float or a [B] float32 tensor, inside the interval whose ends are open or closed as `ends` says.
+
+    A tensor on a GPU is not read back to check its range: that would cost a device synchronisation.
+    """
+    number = "a whole number" if whole else "a number"
+    interval = f"{ends[0]}{low:g}, {high:g}{ends[1]}" if high < math.inf else f"{ends[0]}{low:g}, inf)"
+    expected = f"{name} must be {number} in {interval}, or a 1-D tensor of them, one for each row"
+    if isinstance(given, numbers.Real) and not isinstance(given, bool):
+        checked, probe = float(given), torch.tensor([float(given)], dtype=torch.float64)
+    elif isinstance(given, torch.Tensor) and given.ndim == 1 and given.dtype != torch.bool and not given.is_complex():
+        checked = given.detach().to(torch.float32, copy=True)
+        probe = given.detach().double() if given.device.type == "cpu" else None
+    else:
+        raise ValueError(f"{expected}; got {_describe(given)}.")
+    if probe is not None:
+        inside = (probe >= low if ends[0] == "[" else probe > low) & (probe <= high if ends[1] == "]" else probe < high)
+        inside &= torch.isfinite(probe)
+        if whole:
+            inside &= probe == probe.round()
+        if not bool(inside.all()):
+            raise ValueError(f"{expected}; got {_describe(given, probe[~inside])}.")
+    return checked
+
+
+def _describe(given, outside=None) -> str:
+    if isinstance(given, torch.Tensor):
+        if outside is not None:
+            return f"a tensor with {outside[0].item():g}"
+        return f"a {given.dtype} tensor of shape {list(given.shape)}"
+    return repr(given)
+
+
+def _keep(min_tokens_to_keep: int) -> float:
+    whole = isinstance(min_tokens_to_keep, numbers.Integral) and not isinstance(min_tokens_to_keep, bool)
+    if not whole or min_tokens_to_keep < 1:
+        raise ValueError(f"min_tokens_to_keep must be a whole number >= 1; got {min_tokens_to_keep!r}.")
+    return float(min_tokens_to_keep)
+
+
+def _option(min_tokens_to_keep: int) -> tuple:
+    return () if min_tokens_to_keep == 1 else (("min_tokens_to_keep", min_tokens_to_keep),)
+
+
+def _log(p: Parameter) -> Parameter:
+    if isinstance(p, torch.Tensor):
+        return p.log()
+    return math.log(p) if p > 0 else -math.inf
+
+
+def _off_at(value: Parameter, off: float, then: float) -> Parameter:
+    if isinstance(value, torch.Tensor):
+        return torch.where(value == off, then, value)
+    return then if value == off else value
+
+
+def _is(value: Parameter, number: float) -> bool:
+    return not isinstance(value, torch.Tensor) and value == number
+
+
+def _show(argument) -> str:
+    if isinstance(argument, torch.Tensor):
+        return f"<{len(argument)} values>"
+    return repr(argument)
