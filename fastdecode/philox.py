@@ -45,7 +45,7 @@ def words(index: torch.Tensor, seed: torch.Tensor, step: torch.Tensor, stream: t
 
 def noise(index: torch.Tensor, seed: torch.Tensor, step: torch.Tensor, stream: torch.Tensor) -> torch.Tensor:
     """Gumbel(0, 1) noise in float64, between -3.2 and 22.9."""
-    v = (0xFFFFFFFF - words(index, seed, step, stream) + 0.5).double() * 2.0**-32
+    v = ((0xFFFFFFFF - words(index, seed, step, stream)).double() + 0.5) * 2.0**-32  # int64 + 0.5 would be float32
     return -torch.log(-torch.log(v))
 
 

@@ -1,0 +1,62 @@
+// What crosses the border between Python and an engine: pointers, strides (in elements) and sizes.
+#pragma once
+
+#include <stdint.h>
+
+#include "cut.h"
+
+namespace fastdecode {
+
+enum Status { kOk = 0, kNan = 1, kEmpty = 2 };
+
+struct Logits {
+  const void* base = nullptr;
+  int dtype = 0;
+  int64_t rows = 0, vocab = 0, limit = 0;  // tokens are [0, limit); limit <= vocab
+  int64_t row_stride = 0;
+};
+
+struct Plan {
+  const Cut* cuts = nullptr;  // [rows or 1, count]; the last one is the draw
+  int count = 0;
+  int64_t row_stride = 0;  // in cuts; 0: one plan for all rows
+};
+
+// One number for all rows, or one for each (stride in elements).
+struct Coordinate {
+  const int64_t* base = nullptr;
+  int64_t stride = 0;
+};
+
+struct TruncateArgs {
+  Logits logits;
+  Plan plan;
+  void* out = nullptr;  // may be the logits themselves
+  int64_t out_row_stride = 0;
+  float filter_value = 0;
+};
+
+// Pointers that are null are not wanted, and cost nothing. [rows] unless said otherwise.
+struct SampleArgs {
+  Logits logits;
+  Plan plan;
+  Coordinate seed, step, stream;
+  int64_t num_samples = 1;
+  int64_t* tokens = nullptr;        // [rows, num_samples]
+  float* logprobs = nullptr;        // [rows, num_samples]
+  int64_t* kept = nullptr;
+  uint8_t* status = nullptr;
+  float* raw_logprobs = nullptr;    // [rows, num_samples]
+  float* entropy = nullptr;
+  float* kept_mass = nullptr;
+  float* max_prob = nullptr;
+  float* margin = nullptr;
+  int64_t top = 0;
+  float* top_logprobs = nullptr;    // [rows, top]
+  int64_t* top_ids = nullptr;       // [rows, top]
+  int64_t ids_per_row = 0;
+  const int64_t* ids = nullptr;     // [rows, ids_per_row], in [0, limit)
+  float* logprobs_of = nullptr;     // [rows, ids_per_row]
+};
+
+}  // namespace fastdecode

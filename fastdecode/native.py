@@ -1,0 +1,89 @@
+"""The C++ CPU engine: tensors to addresses. Rows run over torch's threads (`torch.set_num_threads`), without the GIL."""
+
+from __future__ import annotations
+
+import torch
+
+from . import _native
+from .record import Draw, Wanted
+
+_CODE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+
+
+def truncate(logits: torch.Tensor, cuts: torch.Tensor, out: torch.Tensor, filter_value: float, vocab_limit: int) -> None:
+    """See `dispatch.Engine`."""
+    _native.truncate_cpu(
+        *_rows(logits, cuts, vocab_limit), out.data_ptr(), out.stride(0), filter_value, torch.get_num_threads()
+    )  # fmt: skip
+
+
+def sample(logits: torch.Tensor, cuts: torch.Tensor, draw: Draw, wanted: Wanted) -> dict[str, torch.Tensor]:
+    """See `dispatch.Engine`."""
+    batch, n, top = logits.shape[0], draw.num_samples, wanted.top_logprobs
+    ids = None if wanted.logprobs_of is None else wanted.logprobs_of.contiguous()
+    found = {
+        "tokens": torch.empty(batch, n, dtype=torch.int64),
+        "logprobs": torch.empty(batch, n),
+        "kept": torch.empty(batch, dtype=torch.int64),
+        "status": torch.empty(batch, dtype=torch.uint8),
+    }
+    for name in wanted.stats:
+        found[name] = torch.empty(batch, n) if name == "raw_logprobs" else torch.empty(batch)
+    if top:
+        found["top_logprobs"], found["top_ids"] = torch.empty(batch, top), torch.empty(batch, top, dtype=torch.int64)
+    if ids is not None:
+        found["logprobs_of"] = torch.empty(ids.shape)
+
+    def address(name: str) -> int:
+        return found[name].data_ptr() if name in found else 0
+
+    _native.sample_cpu(
+        *_rows(logits, cuts, draw.vocab_limit),
+        *_coordinate(draw.seed), *_coordinate(draw.step), *_coordinate(0 if draw.streams is None else draw.streams)[1:],
+        n, address("tokens"), address("logprobs"), address("kept"), address("status"), address("raw_logprobs"),
+        address("entropy"), address("kept_mass"), address("max_prob"), address("margin"),
+        top, address("top_logprobs"), address("top_ids"),
+        0 if ids is None else ids.shape[1], 0 if ids is None else ids.data_ptr(), address("logprobs_of"),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return found
+
+
+def _rows(logits: torch.Tensor, cuts: torch.Tensor, vocab_limit: int) -> tuple:
+    batch, vocab = logits.shape
+    plans, count, _ = cuts.shape
+    return (
+        logits.data_ptr(), _CODE[logits.dtype], batch, vocab, logits.stride(0), vocab_limit, cuts.data_ptr(), plans, count
+    )  # fmt: skip
+
+
+def _coordinate(value: int | torch.Tensor) -> tuple[int, int, int]:
+    """A number; or the address and stride of one number for each row. The caller keeps the tensor alive."""
+    if isinstance(value, torch.Tensor):
+        return 0, value.data_ptr(), value.stride(0)
+    return value, 0, 0
+
+
+def targets() -> list[str]:
+    """The instruction sets that this machine can run, the best one last."""
+    return _native.targets()
+
+
+def use_target(name: str | None) -> None:
+    """Use this instruction set from now on; None: the best one.
+
+    Raises:
+        ValueError: the name is not one of `targets()`.
+    """
+    if not _native.use_target(name or targets()[-1]):
+        raise ValueError(f"the instruction set must be one of {', '.join(targets())} on this machine; got {name!r}.")
+
+
+def build_info() -> dict[str, str]:
+    """How the extension was built and what it uses."""
+    return {"compiler": _native.compiler(), "targets": ", ".join(targets()), "target": _native.target()}
+
+
+def fields() -> list[str]:
+    """The fields of a cut as the engine reads them."""
+    return _native.fields()
