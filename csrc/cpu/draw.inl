@@ -62,7 +62,7 @@ class Drawer {
  public:
   // 1. Group masses at scale c, once for all samples.
   Drawer(Survivors& survivors, const Row& row, const Workspace& ws, float max, float c)
-      : gathered_(survivors.gathered()), row_(row), ws_(ws), max_(max), c_(c), mass_(survivors.sums_at(c).mass) {
+      : gathered_(survivors.gathered()), interval_(survivors.interval()), row_(row), ws_(ws), max_(max), c_(c), mass_(survivors.sums_at(c).mass) {
     if (!gathered_) {
       runs_ = row.groups();
       return;
@@ -108,7 +108,7 @@ class Drawer {
     int64_t best = 0;
     double best_score = -1;
     for (int64_t g = 0; g < runs_; ++g) {
-      const double score = ws_.group_max[g] >= kLowest ? ws_.group_mass[g] / ws_.group_noise[g] : -1;
+      const double score = ws_.group_mass[g] > 0 ? ws_.group_mass[g] / ws_.group_noise[g] : -1;
       if (score > best_score) best_score = score, best = g;
     }
     return best;
@@ -135,18 +135,20 @@ class Drawer {
     alignas(64) float buffer[kGroupSize], w[kGroupSize];
     double noise[kGroupSize + 63];
     const float* x = row_.group(group, -INFINITY, buffer);
-    for (int i = 0; i < kGroupSize; i += kLanes) store(w + i, exp2_of((load(x + i) - max_) * c_));
+    for (int i = 0; i < kGroupSize; i += kLanes) store(w + i, exp2_of(scaled(load(x + i), all(max_), all(c_))));
     exponentials(at, group * kGroupSize, kGroupSize, noise);
+    const float bottom = interval_.bottom();
     int best = 0;
     double best_score = -1;
     for (int i = 0; i < kGroupSize; ++i) {
-      const double score = x[i] >= kLowest ? double(w[i]) / noise[i] : -1;
+      const double score = x[i] >= bottom && x[i] <= interval_.hi ? double(w[i]) / noise[i] : -1;
       if (score > best_score) best_score = score, best = i;
     }
     return group * kGroupSize + best;
   }
 
   const bool gathered_;
+  const Interval interval_;
   const Row& row_;
   const Workspace& ws_;
   const float max_, c_;

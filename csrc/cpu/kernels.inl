@@ -1,11 +1,12 @@
-// What: the loops over many tokens: group maxima, sums of exponentials, gathering, exponentials of gathered tokens.
+// What: the loops over many tokens: group maxima, sums of exponentials, gathering.
 // Contract: a row is read in groups of 256 tokens through Row::group, which answers with 256 floats wherever the row lies and
 //   whatever its type is; the last group is padded. Kernels see floats only.
-// Idea: four vectors in flight per loop, sums in float per lane over one group, in double across groups.
+// Idea: several vectors in flight per loop, sums in float per lane over one group, in double across groups; a group
+//   whose maximum lies below the interval is not looked at.
 // Who does what: one thread, one row.
 // Numbers: y = (x - max) * c with c = 1 / (T ln 2), never x * c - max * c, which loses the bits that cancel.
 // Randomness: none.
-// Cost: group_max reads at the speed of the cache; group_sums is bound by about 14 operations per vector of exponentials.
+// Cost: row_max reads at the speed of the cache; row_sums is bound by 13 operations a vector, most of them the exponential.
 // Limits: none; rows of any length, alignment and type.
 
 #include "../args.h"
@@ -18,6 +19,7 @@ namespace FD_TARGET {
 
 constexpr double kLn2 = 0.693147180559945309417;
 constexpr float kLowest = -3.402823466e38f;  // the smallest finite logit: -inf never survives
+constexpr int kStep = kLanes == 4 ? 2 : 4;   // vectors side by side; SSE has 16 registers, of which constants take half
 
 struct Row {
   const void* base;
@@ -49,30 +51,42 @@ struct Row {
   float at(int64_t i) const { return load_as_float(base, dtype, i); }
 };
 
+// The survivors' logits; -inf is in no interval.
+struct Interval {
+  float lo = -INFINITY, hi = INFINITY;
+
+  float bottom() const { return lo > kLowest ? lo : kLowest; }
+  bool open() const { return lo == -INFINITY && hi == INFINITY; }
+  FD_FN I has(V x, float bottom, float hi) { return I(x >= bottom) & I(x <= hi); }
+};
+
 struct Extent {
   float max;
-  bool special;  // some logit is a NaN or infinite
+  bool special;  // some logit may be a NaN or infinite
 };
 
 // 1. The largest logit of the row and of each group.
 static Extent row_max(const Row& row, float* group_max) {
   alignas(64) float buffer[kGroupSize];
-  V finite = all(0.0f);  // x * 0 is 0 for every finite x, and a NaN for the others
-  float max = -INFINITY;
+  V total = all(0.0f);  // not finite if any logit is not; nor if 10^38 is near, which the caller sorts out
+  V maximum = all(-INFINITY);
   for (int64_t g = 0; g < row.groups(); ++g) {
-    const float* x = row.group(g, row.at(g * kGroupSize), buffer);
+    const bool last = g + 1 == row.groups();
+    const float* x = row.group(g, last ? row.at(g * kGroupSize) : 0.0f, buffer);
     V m0 = load(x), m1 = load(x + kLanes), m2 = load(x + 2 * kLanes), m3 = load(x + 3 * kLanes);
-    V f0 = m0 * 0.0f, f1 = m1 * 0.0f, f2 = m2 * 0.0f, f3 = m3 * 0.0f;
+    V t0 = m0, t1 = m1, t2 = m2, t3 = m3;
     for (int i = 4 * kLanes; i < kGroupSize; i += 4 * kLanes) {
       const V x0 = load(x + i), x1 = load(x + i + kLanes), x2 = load(x + i + 2 * kLanes), x3 = load(x + i + 3 * kLanes);
       m0 = max_of(m0, x0), m1 = max_of(m1, x1), m2 = max_of(m2, x2), m3 = max_of(m3, x3);
-      f0 += x0 * 0.0f, f1 += x1 * 0.0f, f2 += x2 * 0.0f, f3 += x3 * 0.0f;
+      t0 += x0, t1 += x1, t2 += x2, t3 += x3;
     }
-    finite += (f0 + f1) + (f2 + f3);
-    group_max[g] = largest_lane(max_of(max_of(m0, m1), max_of(m2, m3)));
-    max = group_max[g] > max ? group_max[g] : max;
+    total += (t0 + t1) + (t2 + t3);
+    const V m = max_of(max_of(m0, m1), max_of(m2, m3));
+    group_max[g] = largest_lane(m);
+    maximum = max_of(maximum, m);
   }
-  return {max, bits_of(I(finite == finite)) != (kLanes == 32 ? ~0u : (1u << kLanes) - 1)};
+  const V rest = total - total;  // 0, or a NaN
+  return {largest_lane(maximum), bits_of(I(rest == rest)) != (1u << kLanes) - 1};
 }
 
 struct Specials {
@@ -88,102 +102,135 @@ static Specials count_specials(const Row& row) {
   return found;
 }
 
-// 2. mass = sum 2^y and moment = sum 2^y y (in units of ln 2) over 256 logits.
-FD_FN void group_sums(const float* x, float max, float c, double* mass, double* moment) {
-  V mass0 = all(0.0f), mass1 = all(0.0f), moment0 = all(0.0f), moment1 = all(0.0f);
-  for (int i = 0; i < kGroupSize; i += 2 * kLanes) {
-    const V y0 = max_of((load(x + i) - max) * c, all(-125.0f)), y1 = max_of((load(x + i + kLanes) - max) * c, all(-125.0f));
-    const V w0 = exp2_of(y0), w1 = exp2_of(y1);
-    mass0 += w0, mass1 += w1;
-    moment0 += w0 * y0, moment1 += w1 * y1;
-  }
-  *mass = sum_of_lanes(mass0 + mass1);
-  *moment = sum_of_lanes(moment0 + moment1);
-}
-
-// Sums over the whole row at scale c; leaves each group's mass in `group_mass` for the draw.
-static Sums row_sums(const Row& row, float max, float c, double* group_mass) {
+// 2. Sums over the survivors of a row at scale c; leaves each group's mass in `group_mass` for the draw. `n` counts them
+//    if the interval is not open.
+template <bool kOpen>
+static Sums row_sums_in(const Row& row, const Workspace& ws, float max, float c, Interval interval) {
   alignas(64) float buffer[kGroupSize];
-  Sums sums;
+  const V max_v = all(max), c_v = all(c);
+  const float bottom = interval.bottom();
+  D masses{}, moments{};
+  int64_t n = 0;
   for (int64_t g = 0; g < row.groups(); ++g) {
-    double mass, moment;
-    group_sums(row.group(g, -INFINITY, buffer), max, c, &mass, &moment);
-    group_mass[g] = mass;
-    sums.mass += mass;
-    sums.moment += moment;
+    ws.group_mass[g] = 0;
+    if (!(ws.group_max[g] >= bottom)) continue;
+    const float* x = row.group(g, -INFINITY, buffer);
+    V mass = all(0.0f), moment = all(0.0f);
+    for (int i = 0; i < kGroupSize; i += kStep * kLanes) {
+      V y[kStep], w[kStep];
+      for (int k = 0; k < kStep; ++k) y[k] = scaled(load(x + i + k * kLanes), max_v, c_v);
+      exp2_of<kStep>(y, w);
+      for (int k = 0; !kOpen && k < kStep; ++k) {
+        const I in = Interval::has(load(x + i + k * kLanes), bottom, interval.hi);
+        n += __builtin_popcount(bits_of(in));
+        w[k] = V(I(w[k]) & in);
+      }
+      for (int k = 0; k < kStep; ++k) mass += w[k];
+      for (int k = 0; k < kStep; ++k) moment += w[k] * y[k];
+    }
+    const D pairs = pairs_of(mass);
+    ws.group_mass[g] = sum_of_lanes(pairs);
+    masses += pairs;
+    moments += pairs_of(moment);
   }
-  sums.moment *= kLn2;
-  return sums;
+  return {double(n), sum_of_lanes(masses), sum_of_lanes(moments) * kLn2};
 }
 
-// Sums over n gathered tokens; leaves y and w = 2^y in the workspace, where y and w are wanted later.
+static Sums row_sums(const Row& row, const Workspace& ws, float max, float c, Interval interval) {
+  return interval.open() ? row_sums_in<true>(row, ws, max, c, interval) : row_sums_in<false>(row, ws, max, c, interval);
+}
+
+// Sums over n gathered tokens; leaves y and w = 2^y in the workspace.
 static Sums gathered_sums(const Workspace& ws, int64_t n, float max, float c) {
   for (int64_t i = n; i < n + kLanes; ++i) ws.x[i] = -INFINITY;
-  Sums sums;
-  sums.n = double(n);
+  D masses{}, moments{};
   for (int64_t i = 0; i < n; i += kLanes) {
-    const V y = max_of((load(ws.x + i) - max) * c, all(-125.0f));
+    const V y = scaled(load(ws.x + i), all(max), all(c));
     const V w = exp2_of(y);
     store(ws.y + i, y);
     store(ws.w + i, w);
-    sums.mass += sum_of_lanes(w);
-    sums.moment += sum_of_lanes(w * y);
+    masses += pairs_of(w);
+    moments += pairs_of(w * y);
   }
-  sums.moment *= kLn2;
-  return sums;
+  return {double(n), sum_of_lanes(masses), sum_of_lanes(moments) * kLn2};
 }
 
-// The second and first moments that a standard deviation and a sum of p^2 need, over n gathered tokens or the row.
+// What a standard deviation and a sum of p^2 need.
 struct Spread {
   double n = 0, sum = 0, squares = 0;  // of x - max
   double mass2 = 0;                    // sum exp(2 d)
 };
 
-FD_FN void add_spread(const float* x, int64_t n, float max, float c, Spread* spread) {
-  for (int64_t i = 0; i < n; ++i) {
-    if (x[i] == -INFINITY) continue;
-    const double d = double(x[i]) - double(max);
-    spread->n += 1, spread->sum += d, spread->squares += d * d;
+// Over n logits, n a multiple of kLanes, of which those in the interval count.
+FD_FN void add_spread(const float* x, int64_t n, float max, float c, Interval interval, Spread* spread) {
+  const float bottom = interval.bottom();
+  V sums = all(0.0f), squares = all(0.0f), masses2 = all(0.0f);
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const I in = Interval::has(load(x + i), bottom, interval.hi);
+    const V d = V(I(load(x + i) - max) & in);
+    spread->n += __builtin_popcount(bits_of(in));
+    sums += d;
+    squares += d * d;
+    masses2 += V(I(exp2_of(scaled(load(x + i), all(max), all(2 * c)))) & in);
+    if (i % kGroupSize != kGroupSize - kLanes && i + kLanes < n) continue;
+    spread->sum += sum_of_lanes(pairs_of(sums));
+    spread->squares += sum_of_lanes(pairs_of(squares));
+    spread->mass2 += sum_of_lanes(pairs_of(masses2));
+    sums = squares = masses2 = all(0.0f);
   }
-  V mass2 = all(0.0f);
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) mass2 += exp2_of((load(x + i) - max) * c * 2.0f);
-  spread->mass2 += sum_of_lanes(mass2);
-  for (; i < n; ++i) spread->mass2 += exp2((double(x[i]) - double(max)) * c * 2);
 }
 
-static Spread row_spread(const Row& row, float max, float c) {
+static Spread row_spread(const Row& row, float max, float c, Interval interval) {
   alignas(64) float buffer[kGroupSize];
   Spread spread;
   for (int64_t g = 0; g < row.groups(); ++g)
-    add_spread(row.group(g, -INFINITY, buffer), kGroupSize, max, c, &spread);
+    add_spread(row.group(g, -INFINITY, buffer), kGroupSize, max, c, interval, &spread);
   return spread;
 }
 
-// 3. Copies the tokens of [lo, hi] into the workspace, ascending by id, looking only into groups that can hold one.
-static int64_t gather(const Row& row, const Workspace& ws, float lo, float hi) {
+static Spread gathered_spread(const Workspace& ws, int64_t n, float max, float c) {
+  for (int64_t i = n; i < n + kLanes; ++i) ws.x[i] = -INFINITY;
+  Spread spread;
+  add_spread(ws.x, (n + kLanes - 1) / kLanes * kLanes, max, c, {}, &spread);
+  return spread;
+}
+
+// Appends the lanes named in `bits` to the gathered tokens; returns their new number.
+FD_FN int64_t append(const Workspace& ws, V x, I id, uint32_t bits, int64_t n) {
+  pack(x, bits, ws.x + n);
+  pack(V(id), bits, ws.id + n);
+  return n + __builtin_popcount(bits);
+}
+
+// 3. Copies the tokens of the interval into the workspace, ascending by id; gives up past `most` and answers -1.
+static int64_t gather(const Row& row, const Workspace& ws, Interval interval, int64_t most = INT64_MAX) {
   alignas(64) float buffer[kGroupSize];
-  if (!(lo > kLowest)) lo = kLowest;
+  const float bottom = interval.bottom();
   int64_t n = 0;
   for (int64_t g = 0; g < row.groups(); ++g) {
-    if (!(ws.group_max[g] >= lo)) continue;
+    if (!(ws.group_max[g] >= bottom)) continue;
+    if (n > most) return -1;
     const float* x = row.group(g, -INFINITY, buffer);
     for (int i = 0; i < kGroupSize; i += kLanes) {
       const V v = load(x + i);
-      const uint32_t bits = bits_of(I(v >= lo) & I(v <= hi));
-      if (bits) n = append(v, int32_t(g * kGroupSize + i), bits, ws.x, ws.id, n);
+      const uint32_t bits = bits_of(Interval::has(v, bottom, interval.hi));
+      if (bits) n = append(ws, v, count_from(int32_t(g * kGroupSize + i)), bits, n);
     }
   }
   return n;
 }
 
-// Keeps those of n gathered tokens that lie in [lo, hi]; ids stay ascending.
-static int64_t keep_between(const Workspace& ws, int64_t n, float lo, float hi) {
+// Keeps those of n gathered tokens that lie in the interval; ids stay ascending.
+static int64_t keep_between(const Workspace& ws, int64_t n, Interval interval) {
+  for (int64_t i = n; i < n + kLanes; ++i) ws.x[i] = -INFINITY;
+  const float bottom = interval.bottom();
   int64_t kept = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    const float x = ws.x[i];
-    ws.x[kept] = x, ws.id[kept] = ws.id[i];
-    kept += x >= lo && x <= hi;
+  for (int64_t i = 0; i < n; i += kLanes) {  // what is written lies at or before what was read
+    const V x = load(ws.x + i);
+    I id;
+    memcpy(&id, ws.id + i, sizeof id);
+    const uint32_t bits = bits_of(Interval::has(x, bottom, interval.hi));
+    if (bits) kept = append(ws, x, id, bits, kept);
   }
   return kept;
 }

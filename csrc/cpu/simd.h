@@ -40,8 +40,19 @@ FD_FN V load(const float* at) {
 }
 FD_FN void store(float* at, V x) { memcpy(at, &x, sizeof x); }
 FD_FN V all(float x) { return V{} + x; }
-FD_FN V max_of(V a, V b) { return a > b ? a : b; }  // b where either is a NaN
-FD_FN V min_of(V a, V b) { return a < b ? a : b; }
+
+// The larger lanes; b where either is a NaN. (gcc makes two instructions of the plain expression.)
+FD_FN V max_of(V a, V b) {
+#if defined(__AVX512F__)
+  return V(_mm512_max_ps(__m512(a), __m512(b)));
+#elif defined(__AVX2__)
+  return V(_mm256_max_ps(__m256(a), __m256(b)));
+#elif defined(__SSE2__)
+  return V(_mm_max_ps(__m128(a), __m128(b)));
+#else
+  return a > b ? a : b;
+#endif
+}
 
 // One bit for each lane in which the comparison, a vector of 0 and -1, is true.
 FD_FN uint32_t bits_of(I mask) {
@@ -59,57 +70,87 @@ FD_FN uint32_t bits_of(I mask) {
 }
 
 FD_FN float largest_lane(V x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps(__m512(x));
+#else
   float best = x[0];
   for (int lane = 1; lane < kLanes; ++lane) best = x[lane] > best ? x[lane] : best;
   return best;
+#endif
 }
 
-FD_FN double sum_of_lanes(V x) {
+// The lanes in double, pairwise added: half as many lanes, in an order that depends on the instruction set alone.
+FD_FN D pairs_of(V x) {
 #if defined(__AVX512F__)
-  const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(__m512(x)));
-  const __m512d high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(__m512(x), 1));
-  return _mm512_reduce_add_pd(low + high);
+  return D(_mm512_cvtps_pd(_mm512_castps512_ps256(__m512(x))) + _mm512_cvtps_pd(_mm512_extractf32x8_ps(__m512(x), 1)));
+#elif defined(__AVX2__)
+  return D(_mm256_cvtps_pd(_mm256_castps256_ps128(__m256(x))) + _mm256_cvtps_pd(_mm256_extractf128_ps(__m256(x), 1)));
 #else
-  double sum = 0;
-  for (int lane = 0; lane < kLanes; ++lane) sum += double(x[lane]);
+  return D{double(x[0]) + double(x[2]), double(x[1]) + double(x[3])};
+#endif
+}
+
+FD_FN double sum_of_lanes(D x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_pd(__m512d(x));
+#else
+  double sum = x[0];
+  for (int lane = 1; lane < kLanes / 2; ++lane) sum += x[lane];
   return sum;
 #endif
 }
 
-// 2^y for y <= 0, to 2 parts in 10^7; below 2^-125 it stays there, which is nothing beside a sum that holds a 1.
-FD_FN V exp2_of(V y) {
+// The scaled logits are cut off here: 2^-125 is nothing beside a sum that holds a 1, and -inf comes to it too.
+FD_FN V scaled(V x, V max, V c) { return max_of((x - max) * c, all(-125.0f)); }
+
+// 2^y for y in [-126, 126], to 2 parts in 10^7, of K vectors side by side: one alone is a chain of dependent instructions
+// that leaves a core idle half of the time.
+template <int K>
+FD_FN void exp2_of(const V* y, V* w) {
+  V n[K], f[K], p[K];  // y = n + f, n whole, f in [-0.5, 0.5]
+#if defined(__AVX512F__)
+  for (int k = 0; k < K; ++k) n[k] = V(_mm512_roundscale_ps(__m512(y[k]), 0));
+#else
   const V magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number, left in the low bits
-  y = max_of(y, all(-125.0f));
-  const V shifted = y + magic;
-  const V f = y - (shifted - magic);  // [-0.5, 0.5]
-  V p = all(1.3264727e-3f);           // a minimax fit of 2^f
-  p = p * f + 9.6715130e-3f;
-  p = p * f + 5.5507336e-2f;
-  p = p * f + 2.4022242e-1f;
-  p = p * f + 6.9314700e-1f;
-  p = p * f + 1.0f;
-  return V(I(p) + I(U(shifted) << 23));
+  V shifted[K];
+  for (int k = 0; k < K; ++k) shifted[k] = y[k] + magic;
+  for (int k = 0; k < K; ++k) n[k] = shifted[k] - magic;
+#endif
+  for (int k = 0; k < K; ++k) f[k] = y[k] - n[k];
+  for (int k = 0; k < K; ++k) p[k] = f[k] * 1.3264727e-3f + 9.6715130e-3f;  // a minimax fit of 2^f
+  for (int k = 0; k < K; ++k) p[k] = p[k] * f[k] + 5.5507336e-2f;
+  for (int k = 0; k < K; ++k) p[k] = p[k] * f[k] + 2.4022242e-1f;
+  for (int k = 0; k < K; ++k) p[k] = p[k] * f[k] + 6.9314700e-1f;
+  for (int k = 0; k < K; ++k) p[k] = p[k] * f[k] + 1.0f;
+#if defined(__AVX512F__)
+  for (int k = 0; k < K; ++k) w[k] = V(_mm512_scalef_ps(__m512(p[k]), __m512(n[k])));
+#else
+  for (int k = 0; k < K; ++k) w[k] = V(I(p[k]) + I(U(shifted[k]) << 23));
+#endif
 }
 
-// Appends the lanes named in `bits` to values[n..] and their ids, in order; returns the new n. Writes up to kLanes
-// entries past n, so both arrays need that much room.
-FD_FN int64_t append(V x, int32_t first_id, uint32_t bits, float* values, int32_t* ids, int64_t n) {
+FD_FN V exp2_of(V y) {
+  V w;
+  exp2_of<1>(&y, &w);
+  return w;
+}
+
+// first, first + 1, ...
+FD_FN I count_from(int32_t first) {
+  I lanes;
+  for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = lane;
+  return lanes + first;
+}
+
+// Stores the lanes named in `bits`, in order, at `to`: floats or ids. Writes up to kLanes entries, whatever `bits` is.
+FD_FN void pack(V x, uint32_t bits, void* to) {
 #if defined(__AVX512F__)
   // Compressing in a register and storing all of it: the compressing store is an order of magnitude slower on Zen 4.
-  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  const __m512i id = _mm512_add_epi32(lane, _mm512_set1_epi32(first_id));
-  _mm512_storeu_ps(values + n, _mm512_maskz_compress_ps(__mmask16(bits), __m512(x)));
-  _mm512_storeu_si512(ids + n, _mm512_maskz_compress_epi32(__mmask16(bits), id));
-  return n + __builtin_popcount(bits);
+  _mm512_storeu_ps(to, _mm512_maskz_compress_ps(__mmask16(bits), __m512(x)));
 #else
   float lanes[kLanes];
   store(lanes, x);
-  for (; bits; bits &= bits - 1) {
-    const int lane = __builtin_ctz(bits);
-    values[n] = lanes[lane];
-    ids[n++] = first_id + lane;
-  }
-  return n;
+  for (char* at = static_cast<char*>(to); bits; bits &= bits - 1, at += 4) memcpy(at, &lanes[__builtin_ctz(bits)], 4);
 #endif
 }
 

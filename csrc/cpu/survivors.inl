@@ -2,13 +2,13 @@
 // Contract: finite logits and -inf (a row with a NaN or +inf never gets here); ties stay or go together, because all that a
 //   cut can do is narrow the interval [lo, hi] of logits.
 // Idea: 1. measure: sums over the survivors, kept from one cut to the next while they are valid; 2. search: a floor is a
-//   closed form; a prefix looks first at the tokens above a bound that a few groups' maxima reach, and looks
-//   further only while the edge is not among them; 3. narrow: from then on the survivors lie gathered in the workspace,
-//   and no later cut touches the row again.
+//   closed form; a prefix looks first at the tokens above a bound that a few groups' maxima reach, and only if the
+//   edge is not among them at the whole row, once more, with a guess of where it is (bracket.inl); 3. narrow: few
+//   survivors lie gathered in the workspace from then on, and no later cut touches the row again; many stay an interval.
 // Who does what: one thread. Numbers: sums in double; edges are logits of the row, compared exactly.
-// Randomness: none. Cost: no rule or prefix: two passes; a floor without sums: one. Limits: none.
+// Randomness: none. Cost: passes over the row: 1 for a floor without sums, 2 for few survivors, 3 for many. Limits: none.
 
-#include "search.inl"
+#include "bracket.inl"
 
 namespace fastdecode {
 namespace FD_TARGET {
@@ -23,53 +23,57 @@ FD_FN float round_up(double edge) {
 
 class Survivors {
  public:
-  Survivors(const Row& row, const Workspace& ws, float max, int64_t alive) : row_(row), ws_(ws), max_(max), top_(max), alive_(alive) {}
+  Survivors(const Row& row, const Workspace& ws, float max, int64_t alive) : row_(row), ws_(ws), max_(max), top_(max), n_(alive), alive_(alive) {}
 
-  int64_t count() const { return gathered_ ? n_ : alive_; }
   bool gathered() const { return gathered_; }
-  float lo() const { return lo_; }
-  float hi() const { return hi_; }
+  Interval interval() const { return interval_; }
   float top() const { return top_; }  // the largest survivor
 
-  void run(const Cut& cut) {
-    if (cut.temperature == 0 || count() <= 1) return;  // a greedy row has nothing left to cut
-    if (int(cut.kind) == kFloor)
-      narrow(floor_edge(cut), hi_);
-    else if (int(cut.order) == kByTypicality)
-      prefix_by_typicality(cut);
-    else
-      prefix_by_logit(cut);
+  int64_t count() {
+    if (n_ < 0) sums_at(scale_of(1));
+    return n_;
   }
 
-  // measure: sums over the survivors, d relative to the row's maximum. For gathered ones, y and w are left in the workspace.
+  void run(const Cut& cut) {
+    if (cut.temperature == 0 || n_ == 1) return;  // a greedy row has nothing left to cut
+    if (int(cut.kind) == kFloor)
+      narrow(floor_edge(cut));
+    else
+      prefix(cut);
+  }
+
+  // measure: sums over the survivors, d relative to the row's maximum; with what the draw needs in the workspace: y and w of
+  // gathered ones, the masses of their groups otherwise.
   const Sums& sums_at(float c) {
     if (gathered_) {
-      if (arrays_c_ != c) sums_ = gathered_sums(ws_, n_, max_, c);
-      sums_c_ = arrays_c_ = c;
-    } else {
-      sums_ = row_sums_at(c);
-      sums_c_ = c;
+      if (arrays_c_ != c) sums_ = gathered_sums(ws_, n_, max_, c), arrays_c_ = c;
+    } else if (sums_c_ != c || masses_c_ != c) {
+      sums_ = row_sums(row_, ws_, max_, c, interval_);
+      if (n_ < 0) n_ = int64_t(sums_.n);
+      sums_.n = double(n_);
+      masses_c_ = c;
+      if (interval_.open()) whole_ = sums_, whole_c_ = c;
     }
+    sums_c_ = c;
     return sums_;
   }
 
-  // Sums over the whole row, whatever survives; the groups' masses of the same scale are left in the workspace.
-  const Sums& row_sums_at(float c) {
-    if (whole_c_ != c) {
-      whole_ = row_sums(row_, max_, c, ws_.group_mass);
-      whole_.n = double(alive_);
-      whole_c_ = c;
-    }
+  // Sums over the whole row, whatever survives.
+  const Sums& whole_at(float c) {
+    if (whole_c_ != c) whole_ = row_sums(row_, ws_, max_, c, {}), whole_.n = double(alive_), whole_c_ = c, masses_c_ = 0;
     return whole_;
   }
 
   // The rank-th largest logit of the survivors, or -inf if there are fewer.
   float nth_largest(double rank) {
     if (double(count()) < rank) return -INFINITY;
+    Survivors scout(*this);  // shares the workspace: what is gathered there, it leaves in place or is not needed
     Cut cut{};
-    cut.kind = kPrefix, cut.measure = kCount, cut.need = float(rank), cut.keep = 1, cut.temperature = 1;
-    int64_t n;
-    return find_by_logit(cut, Sums{double(count())}, &n).key;
+    cut.kind = kPrefix, cut.measure = kCount, cut.need = float(rank), cut.keep = 1, cut.within = INFINITY, cut.temperature = 1;
+    if (gathered_) return search_gathered(cut, Sums{double(n_)}, {true, 0}).key;
+    scout.prefix(cut);
+    masses_c_ = 0;
+    return scout.interval_.lo;
   }
 
  private:
@@ -83,149 +87,189 @@ class Survivors {
       whole.entropy = entropy_of(sums);
     }
     if (cut.w_sd != 0 || cut.w_p2 != 0) {
-      Spread spread;
-      if (gathered_)
-        add_spread(ws_.x, n_, max_, c, &spread);
-      else
-        spread = row_spread(row_, max_, c);
+      const Spread spread = gathered_ ? gathered_spread(ws_, n_, max_, c) : row_spread(row_, max_, c, interval_);
       const double squares = spread.squares - spread.sum * spread.sum / spread.n;
       whole.sd = spread.n > 1 ? sqrt(fmax(squares, 0.0) / (spread.n - 1)) / t : 0.0;
       if (cut.w_p2 != 0) whole.ln_p2 = log(spread.mass2) - 2 * log(valid_sums_at(c).mass);
     }
-    float edge = round_up(double(top_) + t * floor_of(cut, whole));
-    if (cut.keep > 1) edge = fminf(edge, nth_largest(cut.keep));
-    return edge;
+    const float edge = round_up(double(top_) + t * floor_of(cut, whole));
+    return cut.keep > 1 ? fminf(edge, nth_largest(cut.keep)) : edge;
   }
 
   // The sums that a search left over are as good as new ones.
   const Sums& valid_sums_at(float c) { return sums_c_ == c ? sums_ : sums_at(c); }
 
-  void prefix_by_logit(const Cut& cut) {
+  void prefix(const Cut& cut) {
+    const bool all_exist = !(cut.within < float(count()));
+    if (all_exist && (cut.need == INFINITY || (int(cut.measure) == kCount && double(cut.need) >= double(count())))) return;
     const float c = scale_of(cut.temperature);
-    Sums whole{double(count())};
-    double share = 1;
-    if (cut.within < count()) {  // then only the `within` largest exist, a straddling group of ties for its share
-      const float boundary = nth_largest(cut.within);
-      narrow(boundary, hi_);
-      sums_at(c);
-      Sums tied;
-      for (int64_t i = 0; i < n_; ++i)
-        if (ws_.x[i] == boundary) add(&tied, ws_.w[i], ws_.y[i]);
-      share = (double(cut.within) - (double(n_) - tied.n)) / tied.n;
-      whole = sums_;
-      whole.mass -= (1 - share) * tied.mass, whole.moment -= (1 - share) * tied.moment;
-      for (int64_t i = 0; i < n_; ++i)
-        if (ws_.x[i] == boundary) ws_.w[i] *= float(share);
-    } else if (wants_sums(cut)) {
-      whole = valid_sums_at(c);
-    }
-    int64_t n;
-    const Edge edge = find_by_logit(cut, whole, &n);
-    if (share < 1) arrays_c_ = 0;  // ws.w no longer holds plain exponentials
-    if (!edge.stopped) return;
-    narrow_gathered(n, edge.key, hi_);
-    if (share == 1) sums_ = edge.kept, sums_c_ = c;
-  }
-
-  // Is the end of the walk among tokens with these sums? (Of a kStopBefore walk: can it be?)
-  static bool reaches(const Cut& cut, const Sums& part, const Sums& whole) {
-    const double so_far = measured(cut, part, whole), need = needed(cut, whole);
-    return int(cut.stop) == kStopAfter ? so_far >= need && part.n >= cut.keep : so_far > need && part.n > cut.keep;
-  }
-
-  // search along descending logits. Leaves the *n tokens it looked at gathered; the state stays as it was.
-  Edge find_by_logit(const Cut& cut, const Sums& whole, int64_t* n) {
-    const float c = scale_of(cut.temperature);
+    if (!all_exist) return prefix_within(cut, c);
+    const Sums whole = wants_sums(cut) ? valid_sums_at(c) : Sums{double(count())};
+    Keys keys{int(cut.order) == kByLogit, 0};
+    if (!keys.by_logit) keys.centre = float(whole.moment / whole.mass / kLn2);
     if (gathered_) {
       if (arrays_c_ != c) gathered_sums(ws_, n_, max_, c), arrays_c_ = c;
-      *n = n_;
-    } else {
-      const bool by_count = int(cut.measure) == kCount;
-      for (int64_t rank = by_count ? int64_t(fminf(cut.need, 1e9f)) : 32;; rank *= 6) {
-        const float bound = bound_by_groups(ws_.group_max, row_.groups(), rank);
-        *n = gather(row_, ws_, bound, INFINITY);
-        const Sums part = gathered_sums(ws_, *n, max_, c);
-        if (bound == kLowest || reaches(cut, part, whole)) break;
-      }
+      return narrow_to(search_gathered(cut, whole, keys), n_, keys, c);
     }
-    memcpy(ws_.key, ws_.x, size_t(*n) * 4);
-    memcpy(ws_.key_w, ws_.w, size_t(*n) * 4);
-    memcpy(ws_.key_y, ws_.y, size_t(*n) * 4);
-    return search(cut, whole, ws_, *n);
+    Seen seen;
+    if (prefix_near_top(cut, whole, keys, c, &seen)) return;
+    if (row_.groups() >= 32 && prefix_by_bracket(cut, whole, keys, c, seen)) return;
+    const int64_t n = gather(row_, ws_, interval_);  // exact whatever happens
+    gathered_sums(ws_, n, max_, c);
+    narrow_to(search_arrays(cut, whole, keys, n), n, keys, c);
   }
 
-  // search outwards from the mean of the logits under p, where -ln p equals the entropy; then narrow from both sides.
-  void prefix_by_typicality(const Cut& cut) {
+  // Only the `within` largest exist for this cut; of a straddling group of ties, its share.
+  void prefix_within(const Cut& cut, float c) {
+    const float boundary = nth_largest(cut.within);
+    const int64_t n = gathered_ ? n_ : gather(row_, ws_, {boundary, interval_.hi});
+    narrow_gathered(n, {boundary, interval_.hi});
+    Sums whole = sums_at(c), tied;
+    for (int64_t i = 0; i < n_; ++i)
+      if (ws_.x[i] == boundary) add(&tied, ws_.w[i], ws_.y[i]);
+    const double share = (double(cut.within) - (double(n_) - tied.n)) / tied.n;
+    whole.mass -= (1 - share) * tied.mass, whole.moment -= (1 - share) * tied.moment;
+    for (int64_t i = 0; i < n_; ++i)
+      if (ws_.x[i] == boundary) ws_.w[i] *= float(share);
+    const Edge edge = search_gathered(cut, whole, {true, 0});
+    if (edge.stopped) narrow_gathered(n_, {edge.key, interval_.hi});
+    sums_c_ = arrays_c_ = 0;  // the weights in the workspace and the sums of the search were shares
+  }
+
+  Edge search_gathered(const Cut& cut, const Sums& whole, Keys keys) {
     const float c = scale_of(cut.temperature);
-    const Sums whole = valid_sums_at(c);
-    const float centre = float(whole.moment / whole.mass / kLn2);
-    int64_t n = n_, near = 0;
-    if (gathered_) {
-      if (arrays_c_ != c) gathered_sums(ws_, n_, max_, c), arrays_c_ = c;
-      near = by_distance(n, centre, INFINITY, nullptr);
-    } else {
-      for (int64_t rank = 32;; rank *= 6) {
-        const float bound = bound_by_groups(ws_.group_max, row_.groups(), rank);
-        const float radius = bound == kLowest ? INFINITY : centre - (bound - max_) * c;
-        if (!(radius > 0)) continue;  // the tokens nearest to the centre are further down
-        n = gather(row_, ws_, bound, INFINITY);
-        gathered_sums(ws_, n, max_, c);
-        Sums part;
-        near = by_distance(n, centre, radius, &part);
-        if (bound == kLowest || reaches(cut, part, whole)) break;
+    if (int(cut.measure) == kCount && arrays_c_ == 0) gathered_sums(ws_, n_, max_, c), arrays_c_ = c;
+    return search_arrays(cut, whole, keys, n_);
+  }
+
+  // search among the n gathered tokens, whose y and w are in the workspace.
+  Edge search_arrays(const Cut& cut, const Sums& whole, Keys keys, int64_t n, Sums before = {}) {
+    for (int64_t i = 0; i < n; i += kLanes) store(ws_.key + i, Keys::of(keys, load(ws_.x + i), load(ws_.y + i)));
+    memcpy(ws_.key_w, ws_.w, size_t(n) * 4);
+    memcpy(ws_.key_y, ws_.y, size_t(n) * 4);
+    return search(cut, whole, ws_, n, before);
+  }
+
+  // The survivors at or above a bound, gathered with y and w.
+  struct Seen {
+    float bound = INFINITY;
+    int64_t n = 0;
+  };
+
+  // search among the tokens above a bound. True if the edge was there; else *seen says what was looked at.
+  bool prefix_near_top(const Cut& cut, const Sums& whole, Keys keys, float c, Seen* seen) {
+    const double need = needed(cut, whole);
+    const bool by_count = int(cut.measure) == kCount;
+    for (int64_t rank = by_count ? int64_t(cut.need) : 32; rank <= 192 || (by_count && rank < row_.groups()); rank *= 5) {
+      float bound = bound_by_groups(ws_.group_max, row_.groups(), rank);
+      if (bound == kLowest) return false;
+      bound = fmaxf(bound, interval_.lo);
+      seen->bound = bound, seen->n = gather(row_, ws_, {bound, interval_.hi});
+      Sums part = gathered_sums(ws_, seen->n, max_, c);
+      int64_t near = seen->n;
+      if (keys.by_logit) {
+        memcpy(ws_.key, ws_.x, size_t(near) * 4), memcpy(ws_.key_w, ws_.w, size_t(near) * 4), memcpy(ws_.key_y, ws_.y, size_t(near) * 4);
+      } else {
+        // All tokens nearer to the centre than this are seen.
+        const float radius = bound > interval_.lo ? keys.centre - (bound - max_) * c : INFINITY;
+        part = {}, near = 0;
+        for (int64_t i = 0; i < seen->n; ++i) {
+          const float distance = fabsf(ws_.y[i] - keys.centre);
+          ws_.key[near] = -distance, ws_.key_w[near] = ws_.w[i], ws_.key_y[near] = ws_.y[i];
+          if (distance < radius) add(&part, ws_.w[i], ws_.y[i]), ++near;
+        }
+      }
+      if (reaches(cut, part, whole, need) || bound == interval_.lo) {
+        narrow_to(search(cut, whole, ws_, near), seen->n, keys, c);
+        return true;
       }
     }
-    const Edge edge = search(cut, whole, ws_, near);
-    if (!edge.stopped) return;
-    float lo = INFINITY, hi = -INFINITY;
-    for (int64_t i = 0; i < n; ++i) {
-      if (-fabsf(ws_.y[i] - centre) < edge.key) continue;
-      lo = ws_.x[i] < lo ? ws_.x[i] : lo;
-      hi = ws_.x[i] > hi ? ws_.x[i] : hi;
+    return false;
+  }
+
+  // search with one more pass over the row, near where a sample has the edge. False: it was not there, nothing has changed.
+  bool prefix_by_bracket(const Cut& cut, const Sums& whole, Keys keys, float c, const Seen& seen) {
+    const double need = needed(cut, whole);
+    const int64_t n_keys = take_sample(row_, ws_, seen.n, seen.bound, max_, c, interval_, keys, int(cut.measure) == kCount);
+    const Bracket bracket = guess(cut, whole, ws_, seen.n, n_keys);
+    masses_c_ = 0;
+    const Split found = keys.by_logit ? split<true>(row_, ws_, max_, c, interval_, keys, bracket)
+                                      : split<false>(row_, ws_, max_, c, interval_, keys, bracket);
+    if (found.above.n > 0 && reaches(cut, found.above, whole, need)) return false;
+    const Sums inside = gathered_sums(ws_, found.between, max_, c);
+    if (!reaches(cut, plus(found.above, inside), whole, need)) return false;
+
+    const Edge edge = search_arrays(cut, whole, keys, found.between, found.above);
+    Interval kept{found.lowest, keys.by_logit ? interval_.hi : found.highest};
+    for (int64_t i = 0; i < found.between; ++i) {
+      const float key = keys.by_logit ? ws_.x[i] : -fabsf(ws_.y[i] - keys.centre);
+      if (key < edge.key) continue;
+      kept.lo = fminf(kept.lo, ws_.x[i]);
+      if (!keys.by_logit) kept.hi = fmaxf(kept.hi, ws_.x[i]);
+      ws_.group_mass[ws_.id[i] / kGroupSize] += double(ws_.w[i]);
     }
-    narrow_gathered(n, lo, hi);
-    top_ = hi, sums_ = edge.kept, sums_c_ = c;
-  }
-
-  // Fills the search arrays with the gathered tokens less than `radius` from the centre; below it the row was not gathered.
-  int64_t by_distance(int64_t n, float centre, float radius, Sums* part) {
-    int64_t near = 0;
-    for (int64_t i = 0; i < n; ++i) {
-      const float distance = fabsf(ws_.y[i] - centre);
-      ws_.key[near] = -distance, ws_.key_w[near] = ws_.w[i], ws_.key_y[near] = ws_.y[i];
-      if (!(distance < radius)) continue;
-      if (part) add(part, ws_.w[i], ws_.y[i]);
-      ++near;
+    const int64_t n = int64_t(edge.kept.n);
+    if (n <= row_.limit / 16) {
+      narrow_gathered(gather(row_, ws_, kept), kept);
+    } else {
+      shrink(kept);
+      n_ = n, masses_c_ = c;
     }
-    return near;
+    sums_ = edge.kept, sums_c_ = c;
+    return true;
   }
 
-  // narrow: the survivors become those of [lo, hi].
-  void narrow(float lo, float hi) {
-    if (gathered_)
-      narrow_gathered(n_, lo, hi);
-    else if (lo > kLowest || hi < max_)
-      narrow_gathered(gather(row_, ws_, lo, hi), lo, hi);
+  // narrow: after a search among n gathered tokens, at the scale of their y.
+  void narrow_to(const Edge& edge, int64_t n, Keys keys, float c) {
+    if (!edge.stopped) {
+      if (!gathered_) arrays_c_ = 0;
+      return;
+    }
+    Interval kept{edge.key, interval_.hi};
+    if (!keys.by_logit) {
+      kept = {INFINITY, -INFINITY};
+      for (int64_t i = 0; i < n; ++i)
+        if (-fabsf(ws_.y[i] - keys.centre) >= edge.key) kept.lo = fminf(kept.lo, ws_.x[i]), kept.hi = fmaxf(kept.hi, ws_.x[i]);
+    }
+    narrow_gathered(n, kept);
+    sums_ = edge.kept, sums_c_ = c;
   }
 
-  void narrow_gathered(int64_t n, float lo, float hi) {
-    lo_ = lo > lo_ ? lo : lo_, hi_ = hi < hi_ ? hi : hi_;
-    n_ = keep_between(ws_, n, lo_, hi_);
+  // narrow: the survivors become those at or above `lo`.
+  void narrow(float lo) {
+    const Interval kept{lo, interval_.hi};
+    if (gathered_) return narrow_gathered(n_, kept);
+    if (!(lo > kLowest) || lo <= interval_.lo) return;
+    const int64_t n = gather(row_, ws_, kept, row_.limit / 16);
+    if (n >= 0) return narrow_gathered(n, kept);
+    shrink(kept);
+    n_ = -1, sums_c_ = masses_c_ = 0;
+  }
+
+  void narrow_gathered(int64_t n, Interval kept) {
+    shrink(kept);
+    n_ = keep_between(ws_, n, interval_);
     gathered_ = true;
     sums_c_ = arrays_c_ = 0;
   }
 
+  void shrink(Interval kept) {
+    interval_ = {fmaxf(kept.lo, interval_.lo), fminf(kept.hi, interval_.hi)};
+    top_ = fminf(top_, interval_.hi);
+  }
+
   const Row& row_;
   const Workspace& ws_;
-  const float max_;       // of the row
-  float top_;             // of the survivors
-  const int64_t alive_;   // tokens of the row above -inf
-  float lo_ = -INFINITY, hi_ = INFINITY;
-  bool gathered_ = false;
-  int64_t n_ = 0;         // gathered survivors
-  Sums sums_, whole_;     // over the survivors, over the row;
+  const float max_;           // of the row
+  float top_;                 // of the survivors
+  Interval interval_;
+  bool gathered_ = false;     // do the survivors lie in the workspace?
+  int64_t n_;                 // survivors; -1: not counted yet
+  const int64_t alive_;       // tokens of the row above -inf
+  Sums sums_, whole_;         // over the survivors, over the row;
   float sums_c_ = 0, whole_c_ = 0;  // the scales they are at, 0: not valid
-  float arrays_c_ = 0;    // the scale of ws.y and ws.w of the gathered survivors
+  float arrays_c_ = 0;        // the scale of ws.y and ws.w of gathered survivors
+  float masses_c_ = 0;        // the scale of ws.group_mass of survivors that are not gathered
 };
 
 }  // namespace FD_TARGET

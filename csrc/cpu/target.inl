@@ -42,50 +42,76 @@ static Opened open_row(const Logits& logits, int64_t r, const Workspace& ws) {
 
 static const Cut* cuts_of(const Plan& plan, int64_t r) { return plan.cuts + r * plan.row_stride; }
 
+// Where masked logits go.
+struct Output {
+  char* base;
+  int dtype;
+
+  void put(int64_t i, float x) const { store_from_float(base, dtype, i, x); }
+
+  void put(int64_t first, const float* x, int64_t n) const {
+    if (dtype == kFloat32)
+      memcpy(base + first * 4, x, size_t(n) * 4);
+    else
+      for (int64_t i = 0; i < n; ++i) put(first + i, x[i]);
+  }
+
+  void fill(int64_t first, int64_t end, float x) const {
+    if (dtype == kFloat32) {
+      for (int64_t i = first; i < end; ++i) reinterpret_cast<float*>(base)[i] = x;
+      return;
+    }
+    const uint16_t h = dtype == kFloat16 ? to_f16(x) : to_bf16(x);
+    for (int64_t i = first; i < end; ++i) reinterpret_cast<uint16_t*>(base)[i] = h;
+  }
+};
+
+// x / t inside the interval, `filter` outside, a group at a time: `out` may be the row itself.
+static void write_interval(const Row& row, const Output& out, Interval interval, float t, float filter) {
+  alignas(64) float buffer[kGroupSize], written[kGroupSize];
+  const float bottom = interval.bottom();
+  for (int64_t g = 0; g < row.groups(); ++g) {
+    const float* x = row.group(g, -INFINITY, buffer);
+    for (int i = 0; i < kGroupSize; i += kLanes) {
+      const V v = load(x + i);
+      const I in = Interval::has(v, bottom, interval.hi);
+      store(written + i, V((I(v / t) & in) | (I(all(filter)) & ~in)));
+    }
+    const int64_t first = g * kGroupSize;
+    out.put(first, written, row.limit - first < kGroupSize ? row.limit - first : kGroupSize);
+  }
+}
+
 static void truncate_row(const TruncateArgs& args, int64_t r, const Workspace& ws) {
   const Logits& logits = args.logits;
   const Cut* cuts = cuts_of(args.plan, r);
-  const Cut& last = cuts[args.plan.count - 1];
-  const float t = last.temperature == 0 ? 1.0f : last.temperature;
-  char* out = static_cast<char*>(args.out) + r * args.out_row_stride * bytes_of(logits.dtype);
-  const int dtype = logits.dtype;
-  auto write = [&](int64_t i, float x) { store_from_float(out, dtype, i, x); };
+  const float last = cuts[args.plan.count - 1].temperature, t = last == 0 ? 1.0f : last;
+  const Output out{static_cast<char*>(args.out) + r * args.out_row_stride * bytes_of(logits.dtype), logits.dtype};
+  const Row source{static_cast<const char*>(logits.base) + r * logits.row_stride * bytes_of(logits.dtype), logits.dtype, logits.limit};
 
   const Opened opened = open_row(logits, r, ws);
-  const Row source{static_cast<const char*>(logits.base) + r * logits.row_stride * bytes_of(dtype), dtype, logits.vocab};
-  if (opened.status == kNan) {
-    for (int64_t i = 0; i < logits.vocab; ++i) write(i, source.at(i) / t);
+  if (opened.status == kNan) {  // x / T throughout, so that the NaN stays visible
+    for (int64_t i = 0; i < logits.vocab; ++i) out.put(i, source.at(i) / t);
     return;
   }
-  int64_t end = 0;  // tokens [0, end) are written one by one, the others at once
-  float lo = INFINITY, hi = INFINITY;
+  if (opened.status == kEmpty) return out.fill(0, logits.vocab, args.filter_value);
   Survivors survivors(opened.row, ws, opened.extent.max, opened.alive);
-  int64_t greedy = -1;
-  if (opened.status == kOk) {
-    for (int i = 0; i + 1 < args.plan.count; ++i) survivors.run(cuts[i]);
-    lo = survivors.lo(), hi = survivors.hi();
-    if (last.temperature == 0) greedy = first_id_of(opened.row, ws, survivors.top());
-    const bool few = survivors.gathered() && survivors.count() < logits.limit / 16;
-    if (greedy < 0 && (!few || opened.overflow)) end = logits.limit;
-  }
-  const float greedy_x = greedy < 0 ? 0.0f : source.at(greedy);  // read before anything is written: out may be the logits
-  for (int64_t i = 0; i < end; ++i) {
-    const float x = opened.overflow ? opened.row.at(i) : source.at(i);
-    const bool stays = x >= lo && x <= hi && x >= kLowest;
-    write(i, stays ? (opened.overflow ? INFINITY : x / t) : args.filter_value);
-  }
-  if (dtype == kFloat32) {
-    float* to = reinterpret_cast<float*>(out);
-    for (int64_t i = end; i < logits.vocab; ++i) to[i] = args.filter_value;
+  for (int i = 0; i + 1 < args.plan.count; ++i) survivors.run(cuts[i]);
+  if (last == 0) {
+    const int64_t token = first_id_of(opened.row, ws, survivors.top());
+    const float x = source.at(token);  // read before anything is written: out may be the logits
+    out.fill(0, logits.vocab, args.filter_value);
+    out.put(token, x);
+  } else if (opened.overflow) {
+    for (int64_t i = 0; i < logits.limit; ++i) out.put(i, opened.row.at(i) == 0 ? INFINITY : args.filter_value);
+    out.fill(logits.limit, logits.vocab, args.filter_value);
+  } else if (survivors.gathered() && survivors.count() < logits.limit / 16) {
+    out.fill(0, logits.vocab, args.filter_value);
+    for (int64_t i = 0; i < survivors.count(); ++i) out.put(ws.id[i], ws.x[i] / t);
   } else {
-    uint16_t* to = reinterpret_cast<uint16_t*>(out);
-    const uint16_t filter = dtype == kFloat16 ? to_f16(args.filter_value) : to_bf16(args.filter_value);
-    for (int64_t i = end; i < logits.vocab; ++i) to[i] = filter;
+    write_interval(source, out, survivors.interval(), t, args.filter_value);
+    out.fill(logits.limit, logits.vocab, args.filter_value);
   }
-  if (greedy >= 0)
-    write(greedy, greedy_x);
-  else if (end == 0 && opened.status == kOk)
-    for (int64_t i = 0; i < survivors.count(); ++i) write(ws.id[i], ws.x[i] / t);
 }
 
 static void fill(float* to, int64_t n, float value) {
@@ -130,7 +156,7 @@ static float runner_up(const Row& row, const Workspace& ws, float max) {
 static void best_of_row(const SampleArgs& args, int64_t r, const Opened& opened, const Workspace& ws, double ln_mass) {
   Survivors everything(opened.row, ws, opened.extent.max, opened.alive);
   const float bound = everything.nth_largest(double(args.top));
-  const int64_t n = gather(opened.row, ws, bound, INFINITY);
+  const int64_t n = gather(opened.row, ws, {bound, INFINITY});
   int64_t filled = 0;
   float* logprobs = args.top_logprobs + r * args.top;
   int64_t* ids = args.top_ids + r * args.top;
@@ -180,7 +206,7 @@ static void sample_row(const SampleArgs& args, int64_t r, const Workspace& ws) {
 
   // The distribution after temperature and before truncation; a greedy row's is one token.
   if (args.entropy || args.kept_mass || args.max_prob || args.margin) {
-    const Sums whole = t == 0 ? Sums{1, 1, 0} : survivors.row_sums_at(scale_of(t));
+    const Sums whole = t == 0 ? Sums{1, 1, 0} : survivors.whole_at(scale_of(t));
     if (args.entropy) args.entropy[r] = float(entropy_of(whole));
     if (args.kept_mass) args.kept_mass[r] = float(fmin(mass / whole.mass, 1.0));
     if (args.max_prob) args.max_prob[r] = float(1 / whole.mass);
@@ -191,7 +217,7 @@ static void sample_row(const SampleArgs& args, int64_t r, const Workspace& ws) {
   }
   // The distribution at temperature 1, before any rule.
   if (args.raw_logprobs || args.logprobs_of || args.top) {
-    const double ln_mass = log(survivors.row_sums_at(scale_of(1)).mass);
+    const double ln_mass = log(survivors.whole_at(scale_of(1)).mass);
     auto raw = [&](int64_t id) { return float(double(opened.row.at(id)) - max - ln_mass); };
     for (int64_t s = 0; args.raw_logprobs && s < n; ++s) args.raw_logprobs[r * n + s] = raw(tokens[s]);
     for (int64_t k = 0; args.logprobs_of && k < args.ids_per_row; ++k)

@@ -1,0 +1,138 @@
+// What: for prefixes that keep many tokens: a guess from a sample of the row of two keys with the edge between them, and one
+//   pass that adds up the tokens above them and gathers the tokens between them.
+// Contract: the guess may be wrong; whoever uses it looks at the exact sums of the pass and falls back if the edge is not
+//   there. The answer never depends on the guess.
+// Idea: 1. the largest tokens, which are at hand, count for themselves; of the others one stretch of 16 tokens of each group,
+//   its place moving from group to group, stands for the group; 2. the edge of the same prefix among those, and the edges if
+//   the sums were four standard deviations larger or smaller; 3. the pass.
+// Who does what: one thread. Numbers: as in kernels.inl. Randomness: none, the places are fixed.
+// Cost: the sample a tenth of a pass; the pass as much as row_sums. Limits: none.
+
+#include "search.inl"
+
+namespace fastdecode {
+namespace FD_TARGET {
+
+// What tokens are ordered by, at a scale: their logit, or how near they are to the centre of a typicality order.
+struct Keys {
+  bool by_logit;
+  float centre;  // the mean of y under p
+  FD_FN V of(const Keys& keys, V x, V y) {
+    if (keys.by_logit) return x;
+    const V distance = y - keys.centre;
+    return -max_of(distance, -distance);
+  }
+};
+
+constexpr int kStretch = 16;                         // tokens of each group in the sample
+constexpr float kEach = float(kGroupSize) / kStretch;  // tokens that each of them stands for
+
+// 1. Turns the n gathered tokens, all those at or above `bound`, into keys, and adds the sample of those below it: keys, weights
+//    and y in x, w and y of the workspace. A weight is the number of tokens meant, times their mass unless `by_count`.
+static int64_t take_sample(const Row& row, const Workspace& ws, int64_t n, float bound, float max, float c, Interval interval,
+                           Keys keys, bool by_count) {
+  alignas(64) float buffer[kGroupSize];
+  for (int64_t i = 0; i < n; i += kLanes) {
+    store(ws.x + i, Keys::of(keys, load(ws.x + i), load(ws.y + i)));
+    if (by_count) store(ws.w + i, all(1.0f));
+  }
+  const float bottom = interval.bottom();
+  for (int64_t g = 0; g < row.groups(); ++g) {
+    if (!(ws.group_max[g] >= bottom)) continue;
+    const float* x = row.group(g, -INFINITY, buffer) + (g * 5 % (kGroupSize / kStretch)) * kStretch;
+    for (int i = 0; i < kStretch; i += kLanes) {
+      const V v = load(x + i), y = scaled(v, all(max), all(c));
+      const uint32_t bits = bits_of(Interval::has(v, bottom, interval.hi) & I(v < bound));
+      if (!bits) continue;
+      pack(Keys::of(keys, v, y), bits, ws.x + n), pack(y, bits, ws.y + n);
+      pack(by_count ? all(kEach) : exp2_of(y) * kEach, bits, ws.w + n);
+      n += __builtin_popcount(bits);
+    }
+  }
+  return n;
+}
+
+struct Bracket {
+  float above, below;  // the edge is guessed to lie at a key in [below, above]
+};
+
+// 2. The first `exact` of n keys stand for themselves, the others for all the rest, whose mass is known.
+static Bracket guess(Cut cut, Sums whole, const Workspace& ws, int64_t exact, int64_t n) {
+  double rest = whole.mass, sampled = 0;
+  if (int(cut.measure) == kCount) cut.measure = kMass, rest = whole.n, whole = {whole.n, 1, 0};
+  cut.keep = 1;
+  for (int64_t i = 0; i < exact; ++i) rest -= double(ws.w[i]);
+  for (int64_t i = exact; i < n; ++i) sampled += double(ws.w[i]);
+  const float each = sampled > 0 ? float(rest / sampled) : 1.0f;
+  for (int64_t i = exact; i < n; ++i) ws.w[i] *= each;
+  auto edge_from = [&](const Sums& before) {
+    memcpy(ws.key, ws.x, size_t(n) * 4), memcpy(ws.key_w, ws.w, size_t(n) * 4), memcpy(ws.key_y, ws.y, size_t(n) * 4);
+    const Edge edge = search(cut, whole, ws, n, before);
+    return edge.stopped ? edge.key : kLowest;
+  };
+  const float middle = edge_from({});
+  double above = 0, above2 = 0, below2 = 0, weight = 0, y = 0;  // sums of the sample on each side; what is at the edge
+  for (int64_t i = exact; i < n; ++i) {
+    const double w = double(ws.w[i]);
+    if (ws.x[i] >= middle) above += w, above2 += w * w;
+    else below2 += w * w;
+    if (ws.x[i] == middle) weight = w, y = double(ws.y[i]);
+  }
+  const double share = rest > 0 ? above / rest : 0;  // the sum above errs by what is on either side of the edge
+  const double margin = 4 * sqrt((1 - share) * (1 - share) * above2 + share * share * below2) + 8 * weight;
+  return {edge_from({0, margin, margin * y * kLn2}), edge_from({0, -margin, -margin * y * kLn2})};
+}
+
+struct Split {
+  Sums above;
+  float lowest = INFINITY, highest = -INFINITY;  // logits of the tokens above
+  int64_t between = 0;                           // tokens gathered
+};
+
+// 3. Adds up the survivors whose keys lie above the bracket, in total and by group, and gathers those inside it.
+template <bool kByLogit>
+static Split split(const Row& row, const Workspace& ws, float max, float c, Interval interval, Keys keys, Bracket bracket) {
+  alignas(64) float buffer[kGroupSize];
+  const float bottom = kByLogit && bracket.below > interval.bottom() ? bracket.below : interval.bottom();
+  const V max_v = all(max), c_v = all(c);
+  Split found;
+  D masses{}, moments{};
+  V minus_lowest = all(-INFINITY), highest = all(-INFINITY);
+  int64_t count = 0;
+  keys.by_logit = kByLogit;
+  for (int64_t g = 0; g < row.groups(); ++g) {
+    ws.group_mass[g] = 0;
+    if (!(ws.group_max[g] >= bottom)) continue;
+    const float* x = row.group(g, -INFINITY, buffer);
+    V mass = all(0.0f), moment = all(0.0f);
+    for (int i = 0; i < kGroupSize; i += kStep * kLanes) {
+      V v[kStep], y[kStep], w[kStep];
+      for (int k = 0; k < kStep; ++k) v[k] = load(x + i + k * kLanes);
+      for (int k = 0; k < kStep; ++k) y[k] = scaled(v[k], max_v, c_v);
+      exp2_of<kStep>(y, w);
+      for (int k = 0; k < kStep; ++k) {
+        const V key = Keys::of(keys, v[k], y[k]);
+        const I in = Interval::has(v[k], bottom, interval.hi), above = in & I(key > bracket.above);
+        const uint32_t between = bits_of(in & ~above & I(key >= bracket.below));
+        count += __builtin_popcount(bits_of(above));
+        w[k] = V(I(w[k]) & above);
+        mass += w[k];
+        moment += w[k] * y[k];
+        const I out = I(all(-INFINITY)) & ~above;
+        minus_lowest = max_of(minus_lowest, V((I(-v[k]) & above) | out));
+        if (!kByLogit) highest = max_of(highest, V((I(v[k]) & above) | out));
+        if (between)
+          found.between = append(ws, v[k], count_from(int32_t(g * kGroupSize + i + k * kLanes)), between, found.between);
+      }
+    }
+    const D pairs = pairs_of(mass);
+    ws.group_mass[g] = sum_of_lanes(pairs);
+    masses += pairs, moments += pairs_of(moment);
+  }
+  found.above = {double(count), sum_of_lanes(masses), sum_of_lanes(moments) * kLn2};
+  found.lowest = -largest_lane(minus_lowest), found.highest = largest_lane(highest);
+  return found;
+}
+
+}  // namespace FD_TARGET
+}  // namespace fastdecode
