@@ -118,7 +118,9 @@ def generate(loaded: Loaded, prompt: str, plans: list[Plan], n: int, seed: int, 
         )
     console.print(view.texts())
     console.print(_table(stories, [(sampler, row) for sampler in samplers for row in range(n)]))
-    console.print(f"{loaded.name}, {shared or 'plain softmax'}, seed {seed}, engine {engine_in_use()}", highlight=False)
+    noise = " (the same noise for all)" if len(plans) > 1 else ""
+    told = (loaded.name, shared or "plain softmax", f"seed {seed}{noise}", f"engine {engine_in_use()}")
+    console.print(", ".join(told), highlight=False)
 
 
 def _titles(plans: list[Plan], n: int) -> tuple[str, list[str]]:

@@ -1,7 +1,8 @@
 """Which engine runs a call: the only place that decides, and the only reader of environment variables.
 
-    FASTDECODE_BACKEND=reference|cpu       use this engine, or fail; unset: the fastest one that can run on the logits' device
-    FASTDECODE_CPU=baseline|avx2|avx512    the instruction set of the cpu engine; unset: the best one this machine has
+FASTDECODE_BACKEND=reference|cpu       use this engine, or fail; unset: the fastest one that can run on the logits' device
+FASTDECODE_CPU=baseline|avx2|avx512    the instruction set of the cpu engine; unset: the best one this machine has
+FASTDECODE_REQUIRE=cpu,...             engines that the tests must find here: a missing one fails instead of being skipped
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ class Engine(Protocol):
         self, logits: torch.Tensor, cuts: torch.Tensor, out: torch.Tensor, filter_value: float, vocab_limit: int
     ) -> None: ...
 
-    def sample(self, logits: torch.Tensor, cuts: torch.Tensor, draw: Draw, wanted: Wanted) -> dict[str, torch.Tensor]: ...
+    def sample(
+        self, logits: torch.Tensor, cuts: torch.Tensor, draw: Draw, wanted: Wanted
+    ) -> dict[str, torch.Tensor]: ...
 
 
 ENGINES: dict[str, Engine] = {"reference": reference}
@@ -59,8 +62,15 @@ def engine_for(device: torch.device) -> Engine:
         why = MISSING.get(_forced, f"known engines: {', '.join(sorted({*ENGINES, *MISSING}))}")
         raise RuntimeError(f"the engine {_forced!r} was asked for and cannot be used: {why}.")
     if _forced != "reference" and _forced not in PREFERENCE.get(device.type, ()):
-        raise RuntimeError(f"the engine {_forced!r} was asked for and cannot run on {device}; unset FASTDECODE_BACKEND.")
+        raise RuntimeError(
+            f"the engine {_forced!r} was asked for and cannot run on {device}; unset FASTDECODE_BACKEND."
+        )
     return ENGINES[_forced]
+
+
+def required() -> set[str]:
+    """The engines that the tests may not skip."""
+    return set(filter(None, os.environ.get("FASTDECODE_REQUIRE", "cpu").split(",")))
 
 
 @contextlib.contextmanager

@@ -10,7 +10,9 @@ from .record import Draw, Wanted
 _CODE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 
-def truncate(logits: torch.Tensor, cuts: torch.Tensor, out: torch.Tensor, filter_value: float, vocab_limit: int) -> None:
+def truncate(
+    logits: torch.Tensor, cuts: torch.Tensor, out: torch.Tensor, filter_value: float, vocab_limit: int
+) -> None:
     """See `dispatch.Engine`."""
     _native.truncate_cpu(
         *_rows(logits, cuts, vocab_limit), out.data_ptr(), out.stride(0), filter_value, torch.get_num_threads()

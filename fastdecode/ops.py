@@ -42,7 +42,9 @@ def truncate(
     """
     if isinstance(logits, np.ndarray):
         target = None if out is None else _from_numpy("out", out)
-        masked = truncate(_from_numpy("logits", logits), plan, out=target, filter_value=filter_value, vocab_limit=vocab_limit)
+        masked = truncate(
+            _from_numpy("logits", logits), plan, out=target, filter_value=filter_value, vocab_limit=vocab_limit
+        )
         return masked.numpy() if out is None else out
     rows = _rows(logits)
     cuts = _cuts(plan, rows)
@@ -105,7 +107,12 @@ def sample(
             _from_numpy("logits", logits), plan, seed=_tensor(seed), step=_tensor(step), streams=_tensor(streams),
             num_samples=num_samples, vocab_limit=vocab_limit, stats=stats, top_logprobs=top_logprobs, logprobs_of=ids, check=check,
         )  # fmt: skip
-        return Sample(*(getattr(found, name) if getattr(found, name) is None else getattr(found, name).numpy() for name in Sample.__slots__))
+        return Sample(
+            *(
+                getattr(found, name) if getattr(found, name) is None else getattr(found, name).numpy()
+                for name in Sample.__slots__
+            )
+        )
     rows = _rows(logits)
     batch, device = rows.shape[0], rows.device
     cuts = _cuts(_SOFTMAX if plan is None else plan, rows)
@@ -153,7 +160,9 @@ def _rows(logits: torch.Tensor) -> torch.Tensor:
 
 def _from_numpy(name: str, array: np.ndarray) -> torch.Tensor:
     if not isinstance(array, np.ndarray) or array.dtype not in (np.float32, np.float16):
-        raise TypeError(f"{name} must be a float32 or float16 numpy array; got {getattr(array, 'dtype', type(array).__name__)}.")
+        raise TypeError(
+            f"{name} must be a float32 or float16 numpy array; got {getattr(array, 'dtype', type(array).__name__)}."
+        )
     if not array.flags.writeable or any(stride < 0 or stride % array.itemsize for stride in array.strides):
         if name == "out":
             raise ValueError("out must be a writeable numpy array with ordinary strides; pass a fresh array.")
@@ -169,7 +178,9 @@ def _cuts(plan: Plan, rows: torch.Tensor) -> torch.Tensor:
     if not isinstance(plan, Plan):
         raise TypeError(f"plan must be made with fastdecode.plan(...); got {plan!r}.")
     if plan.rows is not None and plan.rows != rows.shape[0]:
-        raise ValueError(f"the plan's per-row parameters must have one value per row of logits ({rows.shape[0]}); got {plan.rows}.")
+        raise ValueError(
+            f"the plan's per-row parameters must have one value per row of logits ({rows.shape[0]}); got {plan.rows}."
+        )
     return plan.packed(rows.device)
 
 
@@ -190,7 +201,9 @@ def _coordinate(name: str, value, batch: int, low: int, high: int, device: torch
     if isinstance(value, torch.Tensor) and value.dtype == torch.int64 and value.shape in ((batch,), (1,), ()):
         return value.to(device).expand(batch)
     got = f"{value.dtype} of shape {list(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
-    raise ValueError(f"{name} must be a whole number in [{low}, {high}) or an int64 tensor of shape [{batch}]; got {got}.")
+    raise ValueError(
+        f"{name} must be a whole number in [{low}, {high}) or an int64 tensor of shape [{batch}]; got {got}."
+    )
 
 
 def _streams(streams, batch: int, device: torch.device) -> torch.Tensor:
@@ -216,12 +229,18 @@ def _wanted(stats, top_logprobs: int, logprobs_of, rows: torch.Tensor, limit: in
     if logprobs_of is not None:
         shape = list(rows.shape[:1])
         if not isinstance(logprobs_of, torch.Tensor) or logprobs_of.dtype != torch.int64:
-            raise TypeError(f"logprobs_of must be an int64 tensor; got {getattr(logprobs_of, 'dtype', type(logprobs_of).__name__)}.")
+            raise TypeError(
+                f"logprobs_of must be an int64 tensor; got {getattr(logprobs_of, 'dtype', type(logprobs_of).__name__)}."
+            )
         logprobs_of = logprobs_of.unsqueeze(0) if logprobs_of.ndim == 1 and shape == [1] else logprobs_of
         if logprobs_of.ndim != 2 or logprobs_of.shape[0] != shape[0]:
             raise ValueError(f"logprobs_of must be [B, n] with B = {shape[0]}; got shape {list(logprobs_of.shape)}.")
         logprobs_of = logprobs_of.to(rows.device)
-        if logprobs_of.device.type == "cpu" and not _traced(rows) and bool(((logprobs_of < 0) | (logprobs_of >= limit)).any()):
+        if (
+            logprobs_of.device.type == "cpu"
+            and not _traced(rows)
+            and bool(((logprobs_of < 0) | (logprobs_of >= limit)).any())
+        ):
             raise ValueError(f"logprobs_of must hold token ids in [0, {limit}); got one outside.")
     return Wanted(frozenset(names), top, logprobs_of)
 
@@ -244,7 +263,9 @@ def _raise_if_flagged(status: torch.Tensor) -> None:
     if flagged:
         named = [f"{row} ({'NaN' if int(status[row]) == NAN else 'all -inf'})" for row in flagged[:8]]
         more = f" and {len(flagged) - 8} more" if len(flagged) > 8 else ""
-        raise ValueError(f"every row of logits must hold a finite logit and no NaN; rows that do not: {', '.join(named)}{more}.")
+        raise ValueError(
+            f"every row of logits must hold a finite logit and no NaN; rows that do not: {', '.join(named)}{more}."
+        )
 
 
 assert EMPTY == 2 and NAN == 1  # the two codes the message above tells apart

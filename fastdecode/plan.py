@@ -38,7 +38,7 @@ class Plan:
         """The cuts as a float32 tensor [B or 1, number of cuts, number of fields]; the last one is the draw."""
         found = self._packed.get(device)
         if found is None:
-            found = self._packed[device] = _pack(self.cuts, self.rows or 1).to(device)
+            found = self._packed[device] = _pack(self.cuts, 1 if self.rows is None else self.rows).to(device)
         return found
 
 
@@ -70,7 +70,9 @@ def _common_rows(rules: tuple[Rule, ...], cuts: tuple[Cut, ...]) -> int | None:
     lengths = {len(value) for cut in cuts for value in vars(cut).values() if isinstance(value, torch.Tensor)}
     if len(lengths) > 1:
         shown = ", ".join(map(repr, rules))
-        raise ValueError(f"all per-row parameters of a plan must have one value per row; got lengths {sorted(lengths)} in {shown}.")
+        raise ValueError(
+            f"all per-row parameters of a plan must have one value per row; got lengths {sorted(lengths)} in {shown}."
+        )
     return lengths.pop() if lengths else None
 
 

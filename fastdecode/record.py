@@ -67,6 +67,8 @@ class Sample:
     kept_mass: torch.Tensor | None = None  # [B]: the survivors' share of that same distribution
     max_prob: torch.Tensor | None = None  # [B]: its largest probability
     margin: torch.Tensor | None = None  # [B]: its largest less its second largest probability
-    top_logprobs: torch.Tensor | None = None  # [B, n]: the n largest ln p at temperature 1, before any rule, largest first
+    top_logprobs: torch.Tensor | None = (
+        None  # [B, n]: the n largest ln p at temperature 1, before any rule, largest first
+    )
     top_ids: torch.Tensor | None = None  # int64 [B, n]: their ids; lower id first on ties
     logprobs_of: torch.Tensor | None = None  # [B, n]: ln p of the ids asked for, at temperature 1, before any rule

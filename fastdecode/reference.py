@@ -52,7 +52,7 @@ def survivors(logits: torch.Tensor, cuts: torch.Tensor, vocab_limit: int) -> Sur
 
 
 def _narrow(x: torch.Tensor, keep: torch.Tensor, cut: dict[str, torch.Tensor]) -> torch.Tensor:
-    if not x.shape[1]:
+    if not x.numel():
         return keep
     d = _scaled(x, keep, cut["temperature"])
     if int(cut["kind"][0]) == FLOOR:
@@ -136,7 +136,9 @@ def _times(w: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
     return torch.where(w > 0, w * d, 0.0)
 
 
-def truncate(logits: torch.Tensor, cuts: torch.Tensor, out: torch.Tensor, filter_value: float, vocab_limit: int) -> None:
+def truncate(
+    logits: torch.Tensor, cuts: torch.Tensor, out: torch.Tensor, filter_value: float, vocab_limit: int
+) -> None:
     """Write x / T where a token survives and `filter_value` elsewhere; a row with a NaN becomes x / T throughout."""
     rows = survivors(logits, cuts, vocab_limit)
     temperature = rows.temperature.to(torch.float32)
@@ -158,7 +160,10 @@ def draw_tokens(rows: Survivors, draw: Draw) -> tuple[torch.Tensor, torch.Tensor
     device = rows.x.device
     size = philox.GROUP_SIZE
     if not vocab or not batch:
-        return (torch.full((batch, draw.num_samples), -1, device=device), torch.zeros(batch, draw.num_samples, device=device))
+        return (
+            torch.full((batch, draw.num_samples), -1, device=device),
+            torch.zeros(batch, draw.num_samples, device=device),
+        )
     greedy = rows.temperature == 0
     score = torch.where(rows.keep, rows.x / torch.where(greedy, 1.0, rows.temperature), -math.inf)
     score = torch.nn.functional.pad(score, (0, -vocab % size), value=-math.inf).view(batch, 1, -1, size)
@@ -171,7 +176,9 @@ def draw_tokens(rows: Survivors, draw: Draw) -> tuple[torch.Tensor, torch.Tensor
     noisy = torch.where(greedy[:, :, None], score.amax(-1), noisy)
     group, group_lead = _winner(noisy)
     ids = group[:, :, None] * size + torch.arange(size, device=device)
-    members = score.expand(-1, draw.num_samples, -1, -1).gather(2, group[:, :, None, None].expand(-1, -1, 1, size)).squeeze(2)
+    members = (
+        score.expand(-1, draw.num_samples, -1, -1).gather(2, group[:, :, None, None].expand(-1, -1, 1, size)).squeeze(2)
+    )
     noisy = members + philox.noise(ids, seed, step, philox.stream_for(philox.TOKEN, sample, request))
     member, token_lead = _winner(torch.where(greedy[:, :, None], members, noisy))
     tokens = torch.where((rows.status == OK)[:, None], group * size + member, -1)
@@ -207,9 +214,9 @@ def statistics(rows: Survivors, tokens: torch.Tensor, wanted: Wanted) -> dict[st
     if "raw_logprobs" in wanted.stats:
         found["raw_logprobs"] = finish(pick(raw, place))
     if wanted.top_logprobs:
-        best = raw.sort(dim=1, descending=True, stable=True)
-        found["top_logprobs"] = finish(best.values[:, : wanted.top_logprobs])
-        found["top_ids"] = torch.where(ok[:, None], best.indices[:, : wanted.top_logprobs], -1)
+        best = rows.x.sort(dim=1, descending=True, stable=True).indices[:, : wanted.top_logprobs]
+        found["top_logprobs"] = finish(raw.gather(1, best))
+        found["top_ids"] = torch.where(ok[:, None], best, -1)
     if wanted.logprobs_of is not None:
         found["logprobs_of"] = finish(pick(raw, wanted.logprobs_of.to(rows.x.device)))
 

@@ -31,7 +31,7 @@ STOP_AFTER, STOP_BEFORE = 0, 1  # is the token that meets the need kept?
 
 SLACK = 1e-6  # one part in a million: the rounding of one float32 logit of ordinary size
 
-Parameter = "float | torch.Tensor"
+Parameter = float | torch.Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +121,9 @@ def min_p(p: Parameter, min_tokens_to_keep: int = 1) -> Rule:
         min_tokens_to_keep: keep at least so many tokens.
     """
     offset = _log(_checked("min_p", p, 0.0, 1.0, "[]"))
-    return Rule("min_p", (p,), _option(min_tokens_to_keep), (Cut(FLOOR, offset=offset, keep=_keep(min_tokens_to_keep)),))
+    return Rule(
+        "min_p", (p,), _option(min_tokens_to_keep), (Cut(FLOOR, offset=offset, keep=_keep(min_tokens_to_keep)),)
+    )
 
 
 def typical(mass: Parameter, min_tokens_to_keep: int = 1) -> Rule:

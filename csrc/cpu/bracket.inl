@@ -4,7 +4,7 @@
 //   there. The answer never depends on the guess.
 // Idea: 1. the largest tokens, which are at hand, count for themselves; of the others one stretch of 16 tokens of each group,
 //   its place moving from group to group, stands for the group; 2. the edge of the same prefix among those, and the edges if
-//   the sums were four standard deviations larger or smaller; 3. the pass.
+//   the sums were three standard deviations larger or smaller; 3. the pass.
 // Who does what: one thread. Numbers: as in kernels.inl. Randomness: none, the places are fixed.
 // Cost: the sample a tenth of a pass; the pass as much as row_sums. Limits: none.
 
@@ -58,11 +58,16 @@ struct Bracket {
 
 // 2. The first `exact` of n keys stand for themselves, the others for all the rest, whose mass is known.
 static Bracket guess(Cut cut, Sums whole, const Workspace& ws, int64_t exact, int64_t n) {
-  double rest = whole.mass, sampled = 0;
+  double rest = whole.mass;
   if (int(cut.measure) == kCount) cut.measure = kMass, rest = whole.n, whole = {whole.n, 1, 0};
   cut.keep = 1;
   for (int64_t i = 0; i < exact; ++i) rest -= double(ws.w[i]);
-  for (int64_t i = exact; i < n; ++i) sampled += double(ws.w[i]);
+  const int64_t end = (n + kLanes - 1) / kLanes * kLanes, start = exact / kLanes * kLanes;
+  for (int64_t i = n; i < end; ++i) ws.x[i] = -INFINITY, ws.w[i] = 0;
+  D sums{};
+  for (int64_t i = start; i < end; i += kLanes) sums += pairs_of(load(ws.w + i));
+  double sampled = sum_of_lanes(sums);
+  for (int64_t i = start; i < exact; ++i) sampled -= double(ws.w[i]);
   const float each = sampled > 0 ? float(rest / sampled) : 1.0f;
   for (int64_t i = exact; i < n; ++i) ws.w[i] *= each;
   auto edge_from = [&](const Sums& before) {
@@ -71,15 +76,16 @@ static Bracket guess(Cut cut, Sums whole, const Workspace& ws, int64_t exact, in
     return edge.stopped ? edge.key : kLowest;
   };
   const float middle = edge_from({});
-  double above = 0, above2 = 0, below2 = 0, weight = 0, y = 0;  // sums of the sample on each side; what is at the edge
-  for (int64_t i = exact; i < n; ++i) {
-    const double w = double(ws.w[i]);
-    if (ws.x[i] >= middle) above += w, above2 += w * w;
-    else below2 += w * w;
-    if (ws.x[i] == middle) weight = w, y = double(ws.y[i]);
+  float weight = 0, y = 0;  // what is at the edge
+  V above = all(0.0f), above2 = all(0.0f), below2 = all(0.0f);  // sums of the sample on each side; rough ones will do
+  for (int64_t i = start; i < end; i += kLanes) {
+    const V w = load(ws.w + i), key = load(ws.x + i), up = V(I(w) & I(key >= middle)), down = w - up;
+    above += up, above2 += up * up, below2 += down * down;
+    for (uint32_t at = bits_of(I(key == middle)); at; at = 0) weight = ws.w[i + __builtin_ctz(at)], y = ws.y[i + __builtin_ctz(at)];
   }
-  const double share = rest > 0 ? above / rest : 0;  // the sum above errs by what is on either side of the edge
-  const double margin = 4 * sqrt((1 - share) * (1 - share) * above2 + share * share * below2) + 8 * weight;
+  auto sum = [](V x) { return sum_of_lanes(pairs_of(x)); };
+  const double share = rest > 0 ? fmin(sum(above) / rest, 1.0) : 0;  // the sum above errs by what is on either side of the edge
+  const double margin = 3 * sqrt((1 - share) * (1 - share) * sum(above2) + share * share * sum(below2)) + 8.0 * weight;
   return {edge_from({0, margin, margin * y * kLn2}), edge_from({0, -margin, -margin * y * kLn2})};
 }
 
@@ -104,30 +110,34 @@ static Split split(const Row& row, const Workspace& ws, float max, float c, Inte
     ws.group_mass[g] = 0;
     if (!(ws.group_max[g] >= bottom)) continue;
     const float* x = row.group(g, -INFINITY, buffer);
-    V mass = all(0.0f), moment = all(0.0f);
-    for (int i = 0; i < kGroupSize; i += kStep * kLanes) {
-      V v[kStep], y[kStep], w[kStep];
-      for (int k = 0; k < kStep; ++k) v[k] = load(x + i + k * kLanes);
-      for (int k = 0; k < kStep; ++k) y[k] = scaled(v[k], max_v, c_v);
-      exp2_of<kStep>(y, w);
-      for (int k = 0; k < kStep; ++k) {
-        const V key = Keys::of(keys, v[k], y[k]);
-        const I in = Interval::has(v[k], bottom, interval.hi), above = in & I(key > bracket.above);
-        const uint32_t between = bits_of(in & ~above & I(key >= bracket.below));
-        count += __builtin_popcount(bits_of(above));
-        w[k] = V(I(w[k]) & above);
-        mass += w[k];
-        moment += w[k] * y[k];
-        const I out = I(all(-INFINITY)) & ~above;
-        minus_lowest = max_of(minus_lowest, V((I(-v[k]) & above) | out));
-        if (!kByLogit) highest = max_of(highest, V((I(v[k]) & above) | out));
-        if (between)
-          found.between = append(ws, v[k], count_from(int32_t(g * kGroupSize + i + k * kLanes)), between, found.between);
+    D group_mass{};
+    for (int chunk = 0; chunk < kGroupSize; chunk += kChunk) {
+      V mass = all(0.0f), moment = all(0.0f);
+      for (int i = chunk; i < chunk + kChunk; i += kStep * kLanes) {
+        V v[kStep], y[kStep], w[kStep];
+        for (int k = 0; k < kStep; ++k) v[k] = load(x + i + k * kLanes);
+        for (int k = 0; k < kStep; ++k) y[k] = scaled(v[k], max_v, c_v);
+        exp2_of<kStep>(y, w);
+        for (int k = 0; k < kStep; ++k) {
+          const V key = Keys::of(keys, v[k], y[k]);
+          const I in = Interval::has(v[k], bottom, interval.hi), above = in & I(key > bracket.above);
+          const uint32_t between = bits_of(in & ~above & I(key >= bracket.below));
+          count += __builtin_popcount(bits_of(above));
+          w[k] = V(I(w[k]) & above);
+          mass += w[k];
+          moment += w[k] * y[k];
+          const I out = I(all(-INFINITY)) & ~above;
+          minus_lowest = max_of(minus_lowest, V((I(-v[k]) & above) | out));
+          if (!kByLogit) highest = max_of(highest, V((I(v[k]) & above) | out));
+          if (between)
+            found.between = append(ws, v[k], count_from(int32_t(g * kGroupSize + i + k * kLanes)), between, found.between);
+        }
       }
+      group_mass += pairs_of(mass);
+      moments += pairs_of(moment);
     }
-    const D pairs = pairs_of(mass);
-    ws.group_mass[g] = sum_of_lanes(pairs);
-    masses += pairs, moments += pairs_of(moment);
+    ws.group_mass[g] = sum_of_lanes(group_mass);
+    masses += group_mass;
   }
   found.above = {double(count), sum_of_lanes(masses), sum_of_lanes(moments) * kLn2};
   found.lowest = -largest_lane(minus_lowest), found.highest = largest_lane(highest);

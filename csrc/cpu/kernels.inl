@@ -20,6 +20,8 @@ namespace FD_TARGET {
 constexpr double kLn2 = 0.693147180559945309417;
 constexpr float kLowest = -3.402823466e38f;  // the smallest finite logit: -inf never survives
 constexpr int kStep = kLanes == 4 ? 2 : 4;   // vectors side by side; SSE has 16 registers, of which constants take half
+constexpr int kChunk = 16 * kLanes;          // tokens added up in float, 16 to a lane, before they go on in double
+static_assert(kGroupSize % kChunk == 0, "a group is a whole number of chunks");
 
 struct Row {
   const void* base;
@@ -115,23 +117,26 @@ static Sums row_sums_in(const Row& row, const Workspace& ws, float max, float c,
     ws.group_mass[g] = 0;
     if (!(ws.group_max[g] >= bottom)) continue;
     const float* x = row.group(g, -INFINITY, buffer);
-    V mass = all(0.0f), moment = all(0.0f);
-    for (int i = 0; i < kGroupSize; i += kStep * kLanes) {
-      V y[kStep], w[kStep];
-      for (int k = 0; k < kStep; ++k) y[k] = scaled(load(x + i + k * kLanes), max_v, c_v);
-      exp2_of<kStep>(y, w);
-      for (int k = 0; !kOpen && k < kStep; ++k) {
-        const I in = Interval::has(load(x + i + k * kLanes), bottom, interval.hi);
-        n += __builtin_popcount(bits_of(in));
-        w[k] = V(I(w[k]) & in);
+    D group_mass{};
+    for (int chunk = 0; chunk < kGroupSize; chunk += kChunk) {
+      V mass = all(0.0f), moment = all(0.0f);
+      for (int i = chunk; i < chunk + kChunk; i += kStep * kLanes) {
+        V y[kStep], w[kStep];
+        for (int k = 0; k < kStep; ++k) y[k] = scaled(load(x + i + k * kLanes), max_v, c_v);
+        exp2_of<kStep>(y, w);
+        for (int k = 0; !kOpen && k < kStep; ++k) {
+          const I in = Interval::has(load(x + i + k * kLanes), bottom, interval.hi);
+          n += __builtin_popcount(bits_of(in));
+          w[k] = V(I(w[k]) & in);
+        }
+        for (int k = 0; k < kStep; ++k) mass += w[k];
+        for (int k = 0; k < kStep; ++k) moment += w[k] * y[k];
       }
-      for (int k = 0; k < kStep; ++k) mass += w[k];
-      for (int k = 0; k < kStep; ++k) moment += w[k] * y[k];
+      group_mass += pairs_of(mass);
+      moments += pairs_of(moment);
     }
-    const D pairs = pairs_of(mass);
-    ws.group_mass[g] = sum_of_lanes(pairs);
-    masses += pairs;
-    moments += pairs_of(moment);
+    ws.group_mass[g] = sum_of_lanes(group_mass);
+    masses += group_mass;
   }
   return {double(n), sum_of_lanes(masses), sum_of_lanes(moments) * kLn2};
 }
@@ -172,7 +177,7 @@ FD_FN void add_spread(const float* x, int64_t n, float max, float c, Interval in
     sums += d;
     squares += d * d;
     masses2 += V(I(exp2_of(scaled(load(x + i), all(max), all(2 * c)))) & in);
-    if (i % kGroupSize != kGroupSize - kLanes && i + kLanes < n) continue;
+    if (i % kChunk != kChunk - kLanes && i + kLanes < n) continue;
     spread->sum += sum_of_lanes(pairs_of(sums));
     spread->squares += sum_of_lanes(pairs_of(squares));
     spread->mass2 += sum_of_lanes(pairs_of(masses2));

@@ -1,0 +1,79 @@
+"""The engines under test: every engine but the reference, and of the cpu engine every instruction set this machine runs.
+
+A test that takes `engine` runs once for each, with all calls of fastdecode going to it. An engine that is not there skips its
+tests, unless FASTDECODE_REQUIRE names it (the cpu engine always is): then they fail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from fastdecode import dispatch
+
+
+class EngineUnderTest(NamedTuple):
+    name: str
+    target: str | None  # an instruction set of the cpu engine
+
+    def __str__(self) -> str:
+        return f"{self.name}-{self.target}" if self.target else self.name
+
+
+def engines() -> list[EngineUnderTest]:
+    found = []
+    for name in sorted((set(dispatch.ENGINES) | set(dispatch.MISSING) | dispatch.required()) - {"reference"}):
+        targets = getattr(dispatch.ENGINES.get(name), "targets", lambda: [None])()
+        found += [EngineUnderTest(name, target) for target in targets]
+    return found
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "engine" in metafunc.fixturenames:
+        metafunc.parametrize("engine", engines(), ids=str, indirect=True, scope="module")
+
+
+@pytest.fixture
+def engine(request: pytest.FixtureRequest) -> Iterator[EngineUnderTest]:
+    """All calls inside the test go to this engine."""
+    wanted: EngineUnderTest = request.param
+    if wanted.name not in dispatch.ENGINES:
+        why = f"the engine {wanted.name!r} is not there: {dispatch.MISSING.get(wanted.name, 'nobody knows it')}"
+        (pytest.fail if wanted.name in dispatch.required() else pytest.skip)(why)
+    with dispatch.use(wanted.name), _target(wanted):
+        yield wanted
+
+
+class _target:
+    """Run with this instruction set, and go back to the one before."""
+
+    def __init__(self, wanted: EngineUnderTest):
+        self.native = dispatch.ENGINES[wanted.name] if wanted.target else None
+        self.wanted = wanted.target
+
+    def __enter__(self) -> None:
+        if self.native:
+            self.before = self.native.build_info()["target"]
+            self.native.use_target(self.wanted)
+
+    def __exit__(self, *_: object) -> None:
+        if self.native:
+            self.native.use_target(self.before)
+
+
+@pytest.fixture
+def reference() -> Iterator[None]:
+    """All calls inside the test go to the reference."""
+    with dispatch.use("reference"):
+        yield
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """The test may call torch.set_num_threads."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)

@@ -1,0 +1,207 @@
+"""How the package is built: what the extension links, what a build compiles again, and that an installed wheel works."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import fastdecode as fd
+from fastdecode import demo
+
+ROOT = Path(__file__).parent.parent
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+ON_LINUX = pytest.mark.skipif(platform.system() != "Linux", reason="reads ELF files")
+
+
+def run(*command: object, cwd: Path, **environment: str) -> str:
+    """What a command prints; the test fails if the command does. It sees no `fastdecode` but the one it is pointed at."""
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith(("FASTDECODE_", "PYTHONPATH"))
+    }
+    done = subprocess.run(
+        [str(part) for part in command], cwd=cwd, env=inherited | environment,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def project() -> dict:
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+# ---- pyproject.toml --------------------------------------------------------------------------------------------------
+
+
+def test_the_version_stands_in_one_place():
+    assert project()["project"]["dynamic"] == ["version"] and "version" not in project()["project"]
+    assert project()["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "fastdecode.__version__"}
+    files = [
+        "pyproject.toml",
+        "setup.py",
+        "README.md",
+        "Makefile",
+        *(p.relative_to(ROOT) for p in ROOT.glob("fastdecode/*.py")),
+    ]
+    literal = re.compile(rf"[\"']{re.escape(fd.__version__)}[\"']")
+    assert [str(f) for f in files if literal.search((ROOT / f).read_text(encoding="utf-8"))] == [
+        "fastdecode/__init__.py"
+    ]
+
+
+def test_building_needs_no_torch_and_running_needs_no_more_than_torch_and_numpy():
+    names = [re.match(r"[\w-]+", text).group() for text in project()["build-system"]["requires"]]
+    assert sorted(names) == ["pybind11", "setuptools", "wheel"]
+    assert project()["project"]["dependencies"] == ["torch>=2.4", "numpy"]
+
+
+def test_the_demo_asks_for_what_its_extra_installs():
+    extra = [re.match(r"[\w-]+", text).group() for text in project()["project"]["optional-dependencies"]["demo"]]
+    assert sorted(extra) == sorted(demo.SHOWING + demo.READING_GGUF)
+
+
+# ---- the compiled module ---------------------------------------------------------------------------------------------
+
+
+@ON_LINUX
+def test_the_extension_links_no_torch():
+    from fastdecode import _native
+
+    if not shutil.which("readelf"):
+        pytest.skip("readelf is not installed")
+    needed = re.findall(r"NEEDED.*\[(.*)\]", run("readelf", "-d", _native.__file__, cwd=ROOT))
+    assert any(name.startswith(("libstdc++", "libc++")) for name in needed), needed
+    assert not [name for name in needed if re.match(r"lib(torch|c10|cuda)", name)], needed
+
+
+# What the real sources look like to setup.py, and compiled at once.
+STAND_IN = {
+    "csrc/edge.h": "#define EDGE 1\n",
+    "csrc/bindings.cpp": '#include "edge.h"\nint bound() { return EDGE; }\n',
+    "csrc/cpu/engine.cpp": "#ifndef FD_X86\n#error FD_X86 must be defined\n#endif\nint engine() { return FD_X86; }\n",
+    "csrc/cpu/target_baseline.cpp": "#ifdef __AVX__\n#error the baseline must run everywhere\n#endif\n",
+    "csrc/cpu/target_avx2.cpp": "#if !defined __AVX2__ || !defined __FMA__ || !defined __F16C__ || defined __AVX512F__\n#error flags\n#endif\n",
+    "csrc/cpu/target_avx512.cpp": "#if !defined __AVX512VL__ || !defined __AVX512BW__ || !defined __AVX512DQ__\n#error flags\n#endif\n",
+}
+
+
+@pytest.fixture
+def stand_in(tmp_path) -> Path:
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "MANIFEST.in"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name, text in STAND_IN.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "fastdecode").mkdir()
+    shutil.copy(ROOT / "fastdecode" / "__init__.py", tmp_path / "fastdecode")
+    return tmp_path
+
+
+def built_in_place(tree: Path, **environment: str) -> dict[str, int]:
+    """Build; which object files there are, and when each was written."""
+    printed = run(sys.executable, "setup.py", "-q", "build_ext", "--inplace", cwd=tree, **environment)
+    summary = [line for line in printed.splitlines() if line.startswith("fastdecode: compiler: ")]
+    assert len(summary) == 1 and "instruction sets: baseline" in summary[0] and "cuda: not built" in summary[0]
+    assert list((tree / "fastdecode").glob("_native.*"))
+    return {str(path.relative_to(tree)): path.stat().st_mtime_ns for path in (tree / "build").rglob("*.o")}
+
+
+def test_a_build_compiles_what_changed_and_nothing_else(stand_in):
+    first = built_in_place(stand_in)
+    assert len(first) == (5 if X86 else 3)
+    assert built_in_place(stand_in) == first
+
+    source = stand_in / "csrc/cpu/engine.cpp"
+    source.write_text(source.read_text() + "int more() { return 2; }\n")
+    second = built_in_place(stand_in)
+    assert {Path(name).stem for name in first if first[name] != second[name]} == {"engine"}
+
+    (stand_in / "csrc/edge.h").write_text("#define EDGE 2\n")
+    third = built_in_place(stand_in)
+    assert all(third[name] != second[name] for name in second), "any file may include any header"
+
+    assert len(built_in_place(stand_in, CXXFLAGS="-DOTHER")) == 2 * len(first), "other flags, other objects"
+
+
+def test_cuda_cannot_be_asked_for_yet(stand_in):
+    with pytest.raises(AssertionError, match="FASTDECODE_CUDA asks for the CUDA engine"):
+        built_in_place(stand_in, FASTDECODE_CUDA="1")
+    assert not list((stand_in / "fastdecode").glob("_native.*"))
+    built_in_place(stand_in, FASTDECODE_CUDA="0")
+
+
+# ---- what is shipped -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory) -> Path:
+    """A folder with a source distribution of this tree unpacked in `tree`, the wheel built from that, and the wheel installed
+    in `site`. Object files that are younger than their sources are taken along, so that little is compiled again."""
+    here = tmp_path_factory.mktemp("shipped")
+    copied = here / "copy"
+    left_out = shutil.ignore_patterns(
+        ".venv", ".git", "lib.*", "bdist.*", "*.so", "*.egg-info", "__pycache__", ".*_cache"
+    )
+    shutil.copytree(ROOT, copied, ignore=left_out)
+    run(sys.executable, "setup.py", "-q", "sdist", "--dist-dir", here, cwd=copied)
+    with tarfile.open(next(here.glob("*.tar.gz"))) as archive:
+        archive.extractall(here)
+    next(path for path in here.glob("fastdecode-*") if path.is_dir()).rename(here / "tree")
+    if (copied / "build").is_dir():
+        shutil.copytree(copied / "build", here / "tree" / "build")
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "-q")
+    run(*pip, "wheel", ".", "--no-deps", "--no-build-isolation", "-w", here, cwd=here / "tree")
+    run(*pip, "install", "--no-deps", "--no-index", "--target", here / "site", next(here.glob("*.whl")), cwd=here)
+    return here
+
+
+def test_the_source_distribution_holds_what_a_build_and_the_tests_need(shipped):
+    tracked = ["LICENSE", "Makefile", ".ci/run", "tests/data/smollm2_logits.safetensors"]
+    for folder, pattern in (("csrc", "**/*"), ("tests", "*.py"), ("fastdecode", "*.py")):
+        tracked += [str(path.relative_to(ROOT)) for path in ROOT.glob(f"{folder}/{pattern}") if path.is_file()]
+    assert [name for name in tracked if not (shipped / "tree" / name).is_file()] == []
+    assert not list((shipped / "tree" / "fastdecode").glob("*.so"))
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(shipped):
+    wheel = next(shipped.glob("*.whl"))
+    assert wheel.name.startswith(f"fastdecode-{fd.__version__}-cp")
+    names = zipfile.ZipFile(wheel).namelist()
+    inside = {name for name in names if name.startswith("fastdecode/")}
+    extension = {name for name in inside if re.match(r"fastdecode/_native\..*\.so$", name)}
+    assert len(extension) == 1
+    assert inside - extension == {
+        "fastdecode/py.typed",
+        *(f"fastdecode/{path.name}" for path in ROOT.glob("fastdecode/*.py")),
+    }
+    assert all(name in inside or ".dist-info/" in name for name in names)
+    assert any(name.endswith("/LICENSE") for name in names)
+
+
+def test_the_installed_wheel_passes_its_self_test(shipped):
+    printed = run(sys.executable, "-m", "fastdecode", cwd=shipped, PYTHONPATH=str(shipped / "site"))
+    assert str(shipped / "site" / "fastdecode") in printed, "another copy ran"
+    assert "all self-tests passed" in printed and re.search(r"^  cpu +ok$", printed, re.MULTILINE)
+
+
+@ON_LINUX
+@pytest.mark.skipif(not X86, reason="only x86-64 has files with instruction sets of their own")
+def test_no_code_for_a_newer_processor_can_replace_the_baseline(shipped):
+    """The linker keeps one copy of a function that several files define inline. If it kept the AVX-512 one of, say, a standard
+    container, a machine without AVX-512 would stop there. So those files may share no such function with another file."""
+    if not shutil.which("nm"):
+        pytest.skip("nm is not installed")
+    for name in ("target_avx2", "target_avx512"):
+        built = next((shipped / "tree" / "build").rglob(f"{name}.o"))
+        symbols = re.findall(r"^[0-9a-f]+ [VWu] (.*)$", run("nm", "-C", built, cwd=shipped), re.MULTILINE)
+        assert [symbol for symbol in symbols if f"fastdecode::{name}::" not in symbol] == []

@@ -1,0 +1,71 @@
+"""Every tolerance of the test suite, each with its reason. No other file may hold one (test_rooms.py checks that)."""
+
+from __future__ import annotations
+
+# ---- engine against reference: masks --------------------------------------------------------------------------------
+
+# A token may be judged differently if the exact measure lies so near the need, as a share of it; for a floor, in nats. Half
+# of rules.SLACK: prefixes that are exact on paper lie SLACK inside, so every engine must decide them alike.
+EDGE = 5e-7
+
+# An entropy that a prefix is measured by, in nats: the engines add up 1 + p + ... in float32 inside a group of 256 tokens,
+# which loses 6e-8 of the mass beside the 1. It decides only in rows whose largest probability is above 1 - 1e-6.
+ENTROPY_EDGE = 1e-7
+
+# Typicality |-ln p - H| is a float32 number in the engines: two tokens may change places in its order if theirs differ by less
+# than this times (1 + |x - max| / T), in nats: four float32 roundings.
+KEY = 2.5e-7
+
+# Such tokens, as a share of those kept. In a flat row a token at the edge holds less mass than EDGE: one of thousands.
+EDGE_TOKENS = 1e-4
+EDGE_FEW = 2  # and so many where few are kept: the hostile inputs hold rows of entropy 1e-9 (see ENTROPY_EDGE)
+
+# ---- engine against reference: tokens -------------------------------------------------------------------------------
+
+# A token may differ if the reference's winner leads by less than this, in nats: the two sums of float32 noise (|noise| < 23,
+# half an ulp is 1e-6) and a logit below 64 (4e-6).
+LEAD = 1e-5
+
+# Draws with such a lead: about 2 * LEAD of them by chance. Above this share, the exception has become the rule.
+LEAD_ROWS = 1e-3
+
+# ---- engine against reference: statistics ---------------------------------------------------------------------------
+
+PROBABILITY = 2e-6  # absolute: float32 output (6e-8) of float64 sums over float32 exponentials (2 ulp each)
+NATS = 1e-5  # absolute, for log-probabilities above -64: half an ulp there is 4e-6
+NATS_RELATIVE = 4e-7  # for larger ones: three float32 roundings
+ENTROPY_NATS = 1e-5  # absolute, in nats: an entropy is at most 12.5, and weighs log-probabilities by p
+
+# ---- transcriptions and transformers against reference ---------------------------------------------------------------
+
+# As a share of the need, or in nats: rules.SLACK, and a parameter rounded to float32 (1.2e-7).
+EXACT_EDGE = 1.5e-6
+
+# transformers in float32, as people run it: a cumulative sum of 49152 float32 probabilities is off by as much as 6e-5
+# (PERFORMANCE.md 2), a softmax by 1e-6.
+FLOAT32_EDGE = 1e-4
+
+# Tokens that may be judged differently although no tie is involved, as a share of those kept. In a flat row a token at the
+# edge holds less mass than the distance above, so that a few of thousands are bound to.
+EXACT_EDGE_TOKENS = 1e-3
+FLOAT32_EDGE_TOKENS = 1e-2
+
+# ---- noise ----------------------------------------------------------------------------------------------------------
+
+NOISE = 1e-14  # relative: -log(-log(v)) in float64; two logs, of which libraries round the last bit differently
+
+NOISE_OF_ENGINE = 1e-13  # relative, of -log(v): a polynomial in float64 of our own; near v = 1 it must not lose digits
+
+# ---- the worked examples of SPEC.md, printed with so many digits ------------------------------------------------------
+
+FOUR_DIGITS = 6e-5
+WHOLE_MEAN = 0.5
+ONE_DIGIT_MEAN = 0.1  # mean kept counts, given to one decimal; ties go together here and in sort order there
+
+# ---- distribution tests ----------------------------------------------------------------------------------------------
+
+# The streams are fixed, so a p-value is a constant of the contract, not a dice roll. A right engine passes if none is below
+# FAIR (under the null hypothesis one of about 50 such values falls below it once in 20 000 contracts); each planted fault
+# must fall below CAUGHT, so that the two can never be confused.
+FAIR = 1e-6
+CAUGHT = 1e-9
