@@ -91,6 +91,8 @@ PYBIND11_MODULE(_native, m) {
   m.def("sample_cpu", &sample_cpu);
   m.def("philox4x32_10", &philox);
   m.def("exponential", &exponential);
+  m.def("read_once", [](uintptr_t x, int64_t n) { return read_once(at<const float>(x), n); });
+  m.def("exp_pass", [](uintptr_t x, int64_t n) { return exp_pass(at<const float>(x), n); });
   m.def("targets", &targets);
   m.def("target", &target);
   m.def("use_target", &use_target);

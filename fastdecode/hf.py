@@ -150,13 +150,13 @@ class FusedLogitsProcessor(_Masker):
 
         plan = fd.plan(fd.temperature(1.5), fd.top_h(0.4))
         model.generate(**inputs, do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
-                       logits_processor=LogitsProcessorList([FusedLogitsProcessor(plan)]))
+                       logits_processor=[FusedLogitsProcessor(plan)])
 
     A generation_config that sets min_p, typical_p, top_h, epsilon_cutoff or eta_cutoff needs the same treatment with None.
 
     Args:
         plan: made with `fastdecode.plan`. Per-row parameters hold one value per row of scores: batch * num_beams of them.
-            For beam sampling give each rule min_tokens_to_keep=2 or more (number of eos tokens + 1).
+            For beam sampling give the rules min_tokens_to_keep=2 or more (the number of eos tokens + 1).
         filter_value: what removed tokens hold; tokens that were -inf already count as removed.
     """
 
@@ -165,7 +165,7 @@ class FusedLogitsProcessor(_Masker):
         self.filter_value = filter_value
 
     @property
-    def supports_continuous_batching(self) -> bool:
+    def supports_continuous_batching(self) -> bool:  # type: ignore[override]
         """Only without per-row parameters: the rows of a continuous batch come and go."""
         return self.plan.rows is None
 
@@ -179,7 +179,7 @@ class SamplerLogitsProcessor(theirs.LogitsProcessor):
     cannot be sampled (a NaN, or no finite score) is passed on unchanged.
 
         sampler = SamplerLogitsProcessor(fd.plan(fd.temperature(1.5), fd.top_h(0.4)), seed=7, stats=True)
-        model.generate(**inputs, do_sample=False, logits_processor=LogitsProcessorList([sampler]))
+        model.generate(**inputs, do_sample=False, logits_processor=[sampler])
         entropies = torch.stack([step.entropy for step in sampler.samples], dim=1)  # [B, generated tokens]
 
     Put it last in the list: later processors would see its answer, and not scores. One object serves one `generate()` at a
@@ -201,7 +201,7 @@ class SamplerLogitsProcessor(theirs.LogitsProcessor):
         self, plan: Plan | None, seed: int | torch.Tensor | None = None, stats: bool | tuple[str, ...] = False
     ):
         self.plan = plan
-        self.seed = torch.randint(-(2**63), 2**63 - 1, (1,)).item() if seed is None else seed
+        self.seed = int(torch.randint(-(2**63), 2**63 - 1, (1,))) if seed is None else seed
         self.stats = stats
         self.reset()
 

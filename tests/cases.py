@@ -49,7 +49,9 @@ def long_tail(batch: int, vocab: int, power: float, seed: int) -> torch.Tensor:
     """Probabilities proportional to rank^-power, at shuffled places."""
     ranked = -power * np.log(np.arange(1, vocab + 1))
     shuffle = np.random.default_rng(seed)
-    return torch.from_numpy(np.stack([shuffle.permutation(ranked) for _ in range(batch)]) if batch else np.zeros((0, vocab))).float()
+    return torch.from_numpy(
+        np.stack([shuffle.permutation(ranked) for _ in range(batch)]) if batch else np.zeros((0, vocab))
+    ).float()
 
 
 def with_holes(x: torch.Tensor, holes: int, seed: int, hole: float = -INF) -> torch.Tensor:
@@ -97,7 +99,10 @@ HOSTILE = (
     Input("one ahead", lambda: _set(normal(3, 1000, 1.0, 4), (0, 3, 12.0), (1, 256, 20.0), (2, 999, 30.0))),
     Input("all equal", lambda: torch.tensor([0.0, -7.25, 1e4])[:, None].expand(3, 1000)),
     Input("integer ties", lambda: normal(6, 1000, 3.0, 5).round()),
-    Input("a tied block", lambda: torch.cat([normal(4, 20, 0.5, 6) + 2.0, torch.zeros(4, 600), normal(4, 380, 0.5, 7) - 3.0], 1)),
+    Input(
+        "a tied block",
+        lambda: torch.cat([normal(4, 20, 0.5, 6) + 2.0, torch.zeros(4, 600), normal(4, 380, 0.5, 7) - 3.0], 1),
+    ),
     Input("bf16 rounded", lambda: normal(6, 1000, 4.0, 8).bfloat16().float()),
     Input("f16 rounded", lambda: normal(4, 1000, 2.0, 9).half().float()),
     Input("+1e4", lambda: normal(4, 1000, 3.0, 10) + 1e4),
@@ -107,7 +112,10 @@ HOSTILE = (
     Input("holes", lambda: with_holes(normal(4, 1000, 3.0, 13), 800, 14)),
     Input("lowest float", lambda: with_holes(normal(3, 1000, 3.0, 15), 500, 16, hole=torch.finfo(torch.float32).min)),
     Input("one survivor", lambda: _set(torch.full((3, 1000), -INF), (0, 0, 5.0), (1, 600, -3e4), (2, 999, 0.0))),
-    Input("nan", lambda: _set(normal(5, 1000, 2.0, 18), (0, 0, math.nan), (1, 999, math.nan), (3, 500, math.nan), (3, 501, INF))),
+    Input(
+        "nan",
+        lambda: _set(normal(5, 1000, 2.0, 18), (0, 0, math.nan), (1, 999, math.nan), (3, 500, math.nan), (3, 501, INF)),
+    ),
     Input("+inf", lambda: _set(normal(4, 1000, 2.0, 19), (0, 7, INF), (1, 7, INF), (1, 700, INF), (3, 999, INF))),
     Input("all -inf", lambda: torch.cat([torch.full((1, 1000), -INF), normal(2, 1000, 2.0, 20)])),
     Input("descending", lambda: normal(3, 1000, 3.0, 21).sort(descending=True).values),
@@ -286,6 +294,13 @@ CHAINS = (
 # For inputs where the reference takes its time: each rule once, at its typical value, and the chains that differ most.
 TYPICAL = tuple(PlanCase(f"typical value: {row.typical()!r}", lambda b, row=row: fd.plan(row.typical()), row.rule is not fd.temperature)
                 for row in ROWS)  # fmt: skip
-LARGE_PLANS = (*TYPICAL[1:], *(c for c in CHAINS if c.name.split(":")[0] in ("nothing", "hf", "temperature, top_h", "llama.cpp", "typical, min_p")))
+LARGE_PLANS = (
+    *TYPICAL[1:],
+    *(
+        c
+        for c in CHAINS
+        if c.name.split(":")[0] in ("nothing", "hf", "temperature, top_h", "llama.cpp", "typical, min_p")
+    ),
+)
 
 PLANS = {case.name: case for case in (*SINGLE, *CHAINS, *TYPICAL)}

@@ -84,7 +84,9 @@ def check_values(of: Verdict, got: torch.Tensor, filter_value: float = -math.inf
     rows = wrong.nonzero().flatten()
     kept = explained_by_edges(of, rows)
     differ = kept != of.keep[rows]
-    again = torch.where(kept, Verdict.values(_with(of, rows, kept), filter_value), torch.tensor(filter_value).to(got.dtype))
+    again = torch.where(
+        kept, Verdict.values(_with(of, rows, kept), filter_value), torch.tensor(filter_value).to(got.dtype)
+    )
     assert same(got[rows], again).all(), f"values differ in rows {rows.tolist()}"
     return int(differ.sum())
 
@@ -126,7 +128,9 @@ def explained_by_edges(of: Verdict, rows: torch.Tensor) -> torch.Tensor:
         greedy = cuts[:, place, FIELD["temperature"]] == 0
         far = torch.where(greedy[:, None], after != before, far)
         shown = [(int(rows[r]), t) for r, t in far.nonzero()[:5].tolist()]
-        assert not far.any(), f"cut {place} of {of.plan!r}: {int(far.sum())} (row, token) far from the edge, such as {shown}"
+        assert not far.any(), (
+            f"cut {place} of {of.plan!r}: {int(far.sum())} (row, token) far from the edge, such as {shown}"
+        )
         before = after
     whole = engine_keeps(x, cuts.contiguous(), of.limit)
     first = torch.where(before, x, -math.inf).argmax(1, keepdim=True)
@@ -201,4 +205,6 @@ def check_close(name: str, got: torch.Tensor, want: torch.Tensor, absolute: floa
     assert got.shape == want.shape and got.dtype == torch.float32, f"{name}: {got.dtype} {list(got.shape)}"
     off = (got.double() - want.double()).abs()
     bad = ~((off <= absolute + relative * want.double().abs()) | same(got, want))
-    assert not bad.any(), f"{name}: {got[bad][:5].tolist()} for {want[bad][:5].tolist()} at {bad.nonzero()[:5].tolist()}"
+    assert not bad.any(), (
+        f"{name}: {got[bad][:5].tolist()} for {want[bad][:5].tolist()} at {bad.nonzero()[:5].tolist()}"
+    )

@@ -10,7 +10,23 @@ import math
 
 import pytest
 import torch
-from cases import CHAINS, EMPTY_BATCH, HOSTILE, INDISTINGUISHABLE, INPUTS, LARGE, LARGE_PLANS, LAYOUTS, PLANS, REAL, SINGLE, SIZES, TYPICAL, cycle, ordinary
+from cases import (
+    CHAINS,
+    EMPTY_BATCH,
+    HOSTILE,
+    INDISTINGUISHABLE,
+    INPUTS,
+    LARGE,
+    LARGE_PLANS,
+    LAYOUTS,
+    PLANS,
+    REAL,
+    SINGLE,
+    SIZES,
+    TYPICAL,
+    cycle,
+    ordinary,
+)
 from judge import SEED, STEP, TOP, Verdict, check_sample, check_values, engine_keeps, judge, same, verdict
 from tolerance import EDGE_FEW, EDGE_TOKENS, LEAD_ROWS
 
@@ -81,7 +97,9 @@ def test_real_rows(engine, plan):
     tally.finish()
 
 
-@pytest.mark.parametrize("given", [i for i in INPUTS.values() if i is not REAL and i.logits().shape[0]], ids=lambda i: i.name)
+@pytest.mark.parametrize(
+    "given", [i for i in INPUTS.values() if i is not REAL and i.logits().shape[0]], ids=lambda i: i.name
+)
 def test_every_input_has_something_kept_and_something_removed(given):
     """By the reference: an input on which no plan does anything would test nothing."""
     plans = [case.name for case in (LARGE_PLANS if given in BIG else SINGLE)]
@@ -97,7 +115,20 @@ def test_every_input_has_something_kept_and_something_removed(given):
 @pytest.mark.parametrize("plan", [c.name for c in (*TYPICAL, *CHAINS)])
 def test_half_precision_rows(engine, plan, dtype):
     tally = Tally()
-    for name in ("flat", "peaked", "integer ties", "+1e4", "subnormal", "holes", "nan", "+inf", "all -inf", "V=1", "V=31", "V=257"):
+    for name in (
+        "flat",
+        "peaked",
+        "integer ties",
+        "+1e4",
+        "subnormal",
+        "holes",
+        "nan",
+        "+inf",
+        "all -inf",
+        "V=1",
+        "V=31",
+        "V=257",
+    ):
         tally.check(verdict(name, plan, dtype), name not in INDISTINGUISHABLE)
     tally.finish(removes=False)
 
@@ -106,7 +137,12 @@ def test_half_precision_rows(engine, plan, dtype):
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=list(LAYOUTS))
 def test_memory_layouts(engine, layout, dtype):
     for name in ("peaked", "holes", "nan", "V=33", "V=257"):
-        for plan in ("top_p(0.9)", "hf: temperature, top_k, top_p", "temperature, top_h", "typical, min_p: the maximum may be gone"):
+        for plan in (
+            "top_p(0.9)",
+            "hf: temperature, top_k, top_p",
+            "temperature, top_h",
+            "typical, min_p: the maximum may be gone",
+        ):
             of = verdict(name, plan, dtype)
             laid = layout(of.logits)
             assert laid.stride() != of.logits.stride() or laid.data_ptr() % 16
@@ -115,7 +151,9 @@ def test_memory_layouts(engine, layout, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("plan", ["top_p(0.9)", "three temperatures", "min_p(0.05)", "typical(0.9)", "nothing", "greedy"])
+@pytest.mark.parametrize(
+    "plan", ["top_p(0.9)", "three temperatures", "min_p(0.05)", "typical(0.9)", "nothing", "greedy"]
+)
 def test_out(engine, plan, dtype):
     for name in ("peaked", "+1e4", "holes", "nan", "V=33", "V=1"):
         of = verdict(name, plan, dtype)
@@ -139,7 +177,9 @@ def test_out_leaves_what_lies_between_its_rows(engine):
 
 
 @pytest.mark.parametrize("limit", [1, 255, 256, 500, 999, 1000])
-@pytest.mark.parametrize("plan", ["nothing", "top_p(0.9)", "top_k(50)", "typical(0.9)", "top_n_sigma(1.0)", "greedy in some rows"])
+@pytest.mark.parametrize(
+    "plan", ["nothing", "top_p(0.9)", "top_k(50)", "typical(0.9)", "top_n_sigma(1.0)", "greedy in some rows"]
+)
 def test_vocab_limit(engine, plan, limit):
     for name in ("peaked", "ascending", "holes", "+inf"):
         logits = INPUTS[name].logits()
@@ -153,7 +193,12 @@ def test_vocab_limit(engine, plan, limit):
 
 @pytest.mark.parametrize("samples", [1, 7, 64])
 def test_num_samples(engine, samples):
-    for name, plan in (("V=257", "nothing"), ("long tail", "top_p(0.9)"), ("peaked", "greedy in some rows"), ("nan", "min_p(0.05)")):
+    for name, plan in (
+        ("V=257", "nothing"),
+        ("long tail", "top_p(0.9)"),
+        ("peaked", "greedy in some rows"),
+        ("nan", "min_p(0.05)"),
+    ):
         of = judge(INPUTS[name].logits(), PLANS[plan].make(len(INPUTS[name].logits())), samples=samples)
         lost, draws = check_sample(of, sampled(of))
         assert lost <= LEAD_ROWS * draws
@@ -187,7 +232,9 @@ def test_only_the_statistics_asked_for(engine):
     for name in ("raw_logprobs", "entropy", "kept_mass", "max_prob", "margin"):
         assert getattr(plain, name) is None
         alone = fd.sample(logits, seed=1, stats=(name,))
-        assert [s for s in ("raw_logprobs", "entropy", "kept_mass", "max_prob", "margin") if getattr(alone, s) is not None] == [name]
+        assert [
+            s for s in ("raw_logprobs", "entropy", "kept_mass", "max_prob", "margin") if getattr(alone, s) is not None
+        ] == [name]
         assert torch.equal(getattr(alone, name), getattr(everything, name))
     for name in ("tokens", "logprobs", "kept", "status"):
         assert torch.equal(getattr(plain, name), getattr(everything, name))
@@ -200,7 +247,16 @@ def test_flagged_rows_say_nothing(engine):
         assert got.status.tolist() == status
         bad = got.status != 0
         assert (got.tokens[bad] == -1).all() and (got.top_ids[bad] == -1).all() and (got.kept[bad] == 0).all()
-        for field in ("logprobs", "raw_logprobs", "entropy", "kept_mass", "max_prob", "margin", "top_logprobs", "logprobs_of"):
+        for field in (
+            "logprobs",
+            "raw_logprobs",
+            "entropy",
+            "kept_mass",
+            "max_prob",
+            "margin",
+            "top_logprobs",
+            "logprobs_of",
+        ):
             assert getattr(got, field)[bad].isnan().all() and not getattr(got, field)[~bad].isnan().any()
 
 
@@ -218,7 +274,10 @@ def test_random_chains(engine):
     names = [i.name for i in SMALL if i is not EMPTY_BATCH]
     tally = Tally()
     for _ in range(150):
-        length, which = int(torch.randint(2, 6, (), generator=choose)), int(torch.randint(len(names), (), generator=choose))
+        length, which = (
+            int(torch.randint(2, 6, (), generator=choose)),
+            int(torch.randint(len(names), (), generator=choose)),
+        )
         picks = torch.randint(len(RULES_TO_CHAIN), (length,), generator=choose).tolist()
         plan = fd.plan(RULES_TO_CHAIN[i](float(torch.rand((), generator=choose))) for i in picks)
         tally.check(judge(INPUTS[names[which]].logits(), plan), names[which] not in INDISTINGUISHABLE)
@@ -238,7 +297,13 @@ def test_extreme_temperatures(engine):
 def test_per_row_plans_are_the_plans_of_the_rows(engine):
     """A row of a per-row plan gives what that row gives alone with plain numbers."""
     logits = ordinary(8, 700, 31)
-    values = {fd.temperature: (0.5, 1.0, 0.0, 2.0), fd.top_k: (0, 3, 40), fd.top_p: (1.0, 0.7), fd.min_p: (0.0, 0.02, 0.2), fd.typical: (0.9, 1.0)}
+    values = {
+        fd.temperature: (0.5, 1.0, 0.0, 2.0),
+        fd.top_k: (0, 3, 40),
+        fd.top_p: (1.0, 0.7),
+        fd.min_p: (0.0, 0.02, 0.2),
+        fd.typical: (0.9, 1.0),
+    }
     together = fd.truncate(logits, fd.plan(*(rule(cycle(v, 8)) for rule, v in values.items())))
     tokens = fd.sample(logits, fd.plan(*(rule(cycle(v, 8)) for rule, v in values.items())), seed=4).tokens
     for row in range(8):

@@ -21,6 +21,7 @@ from fastdecode.record import Draw
 
 STREAMS, SAMPLES = 64, 512
 DRAWS = STREAMS * SAMPLES
+SOFTMAX = fd.plan()
 LEAST_EXPECTED = 5  # tokens expected less often share one bin
 
 
@@ -30,7 +31,7 @@ class Shape:
 
     name: str
     seed: int
-    plan: fd.Plan = fd.plan()
+    plan: fd.Plan = SOFTMAX
 
     def logits(self) -> torch.Tensor:
         return {
@@ -200,7 +201,11 @@ def check_never_drawn(draws: int) -> None:
 
 def check_ends_of_the_noise() -> None:
     """Coordinates of the words 0 and 2^32 - 1 (vectors/draws.txt): their noise is 22.87 and -3.13, neither infinite nor NaN."""
-    token = {"seed": 1, "step": 3195072, "streams": torch.tensor([0])}  # word 0 is that of token 667, in the group 512 .. 767
+    token = {
+        "seed": 1,
+        "step": 3195072,
+        "streams": torch.tensor([0]),
+    }  # word 0 is that of token 667, in the group 512 .. 767
     x = torch.full((1, 1000), -math.inf)
     x[0, 512:768] = 0.0
     x[0, 667] = -10.0

@@ -173,14 +173,15 @@ def test_top_h_variants_differ():
         hf.TopHLogitsWarper(0.4, variant="authors")
 
 
-def test_top_n_sigma():
+@pytest.mark.parametrize("n", [1.0, 3.0])
+def test_top_n_sigma(n):
     x = normal(4, 1000, 3.0, 7)
     x[1, ::3] = -INF
-    for row, answer in zip(x, hf.TopNSigmaLogitsWarper(1.0, filter_value=-7.0)(None, x)):
+    for row, answer in zip(x, hf.TopNSigmaLogitsWarper(n, filter_value=-7.0)(None, x)):
         finite = row[kept(row)].double()
-        assert torch.equal(answer, torch.where(row.double() >= finite.max() - finite.std(), row, -7.0))
+        assert torch.equal(answer, torch.where(row.double() >= finite.max() - n * finite.std(), row, -7.0))
     with pytest.raises(ValueError, match="top_n_sigma must be"):
-        hf.TopNSigmaLogitsWarper(0.0)
+        hf.TopNSigmaLogitsWarper(-n)
 
 
 # ---- chains --------------------------------------------------------------------------------------------------------
@@ -270,6 +271,14 @@ def test_nan_rows_stay_visible(name):
     assert torch.equal(answer.isnan(), scores.isnan())
     assert kept(answer[flagged].nan_to_num(0.0)).all()
     assert name == "TemperatureLogitsWarper" or not kept(answer[~flagged]).all()
+
+
+@pytest.mark.parametrize("name", [name for name in MAKE if name != "SamplerLogitsProcessor"])
+def test_infinite_scores_share_all_mass(name):
+    """transformers' softmax turns such a row into NaN."""
+    scores = normal(3, 500, 3.0, 17)
+    scores[:, 7] = INF
+    assert (kept(MAKE[name]()(None, scores)) == (scores == INF)).all()
 
 
 def test_continuous_batching():

@@ -21,7 +21,12 @@ SEED, STEP = 33, 4
 
 def rows() -> torch.Tensor:
     """64 rows of many kinds, all exact in bfloat16."""
-    kinds = [normal(16, 600, 3.0, 70), normal(16, 600, 0.4, 71), normal(16, 600, 2.0, 72).round(), ordinary(16, 600, 73)]
+    kinds = [
+        normal(16, 600, 3.0, 70),
+        normal(16, 600, 0.4, 71),
+        normal(16, 600, 2.0, 72).round(),
+        ordinary(16, 600, 73),
+    ]
     x = torch.cat(kinds).bfloat16().float()
     x[5, 100:500] = -math.inf
     x[6, 17] = math.nan
@@ -45,7 +50,15 @@ def plan_of(name: str, batch: int, which: torch.Tensor | None = None) -> fd.Plan
 def answer(x: torch.Tensor, plan: fd.Plan, streams: torch.Tensor, **where) -> list[torch.Tensor]:
     """All that an engine says about rows: the masked values and every field of a sample."""
     where = {"seed": SEED, "step": STEP, "num_samples": 2, **where}
-    s = fd.sample(x, plan, streams=streams, stats=True, top_logprobs=3, logprobs_of=torch.tensor([[0, 599, 300]]).expand(len(x), 3), **where)
+    s = fd.sample(
+        x,
+        plan,
+        streams=streams,
+        stats=True,
+        top_logprobs=3,
+        logprobs_of=torch.tensor([[0, 599, 300]]).expand(len(x), 3),
+        **where,
+    )
     return [fd.truncate(x, plan), *(getattr(s, field.name) for field in fields(s))]
 
 
@@ -110,7 +123,9 @@ def test_threads_on_real_rows(engine, threads):
     torch.set_num_threads(2)
     two = fd.truncate(x, plan), fd.sample(x, plan, seed=1, num_samples=3).tokens
     torch.set_num_threads(1)
-    assert torch.equal(fd.truncate(x, plan), two[0]) and torch.equal(fd.sample(x, plan, seed=1, num_samples=3).tokens, two[1])
+    assert torch.equal(fd.truncate(x, plan), two[0]) and torch.equal(
+        fd.sample(x, plan, seed=1, num_samples=3).tokens, two[1]
+    )
 
 
 @pytest.mark.parametrize("name", PLAN_NAMES)
@@ -125,7 +140,10 @@ def test_instruction_sets_agree(name):
         for target in cpu.targets():
             cpu.use_target(target)
             with dispatch.use("cpu"):
-                masked, sample = fd.truncate(rows(), PLANS[name].make(BATCH)), fd.sample(rows(), PLANS[name].make(BATCH), seed=2, num_samples=4)
+                masked, sample = (
+                    fd.truncate(rows(), PLANS[name].make(BATCH)),
+                    fd.sample(rows(), PLANS[name].make(BATCH), seed=2, num_samples=4),
+                )
             found[target] = [masked, sample.tokens, sample.kept, sample.status]
     finally:
         cpu.use_target(before)
@@ -150,7 +168,10 @@ def test_each_row_has_coordinates_of_its_own(engine, what):
         assert differs.tolist() == [r == row for r in range(8)]
 
 
-@pytest.mark.parametrize("what, values", [("seed", (0, 1, -1, 2**32, 2**63)), ("step", (0, 1, 2**31, 2**32 - 1)), ("streams", (0, 1, 2**32, 2**40 - 1))])
+@pytest.mark.parametrize(
+    "what, values",
+    [("seed", (0, 1, -1, 2**32, 2**63)), ("step", (0, 1, 2**31, 2**32 - 1)), ("streams", (0, 1, 2**32, 2**40 - 1))],
+)
 def test_a_number_is_the_same_coordinate_as_a_tensor_of_it(engine, what, values):
     x = normal(3, 600, 0.5, 76)
     seen = set()

@@ -11,7 +11,16 @@ import numpy as np
 import pytest
 import torch
 from cases import CHAINS, HOSTILE, INDISTINGUISHABLE, INPUTS, REAL, ROWS, SINGLE, SIZES, ordinary
-from tolerance import EXACT_EDGE, EXACT_EDGE_TOKENS, FLOAT32_EDGE, FLOAT32_EDGE_TOKENS, FOUR_DIGITS, ONE_DIGIT_MEAN, WHOLE_MEAN
+from tolerance import (
+    EXACT_EDGE,
+    EXACT_EDGE_TOKENS,
+    FLOAT32_EDGE,
+    FLOAT32_EDGE_TOKENS,
+    FOUR_DIGITS,
+    ONE_DIGIT_MEAN,
+    PROBABILITY,
+    WHOLE_MEAN,
+)
 from transcriptions import BY_NAME, entropy, softmax
 from transformers_twins import has_twin, keeps, warp
 
@@ -34,6 +43,8 @@ def kept_by(x: torch.Tensor, *rules: fd.Rule) -> torch.Tensor:
 LEAST_ENTROPY = 0.05
 
 FINITE = [i for i in (*HOSTILE, *SIZES[:8]) if i.name not in ("nan", "+inf", "all -inf")]
+
+
 def synthetic() -> list[torch.Tensor]:
     batch = torch.cat([i.logits() for i in FINITE if i.logits().shape[1] == 1000 and i.name not in INDISTINGUISHABLE])
     return [batch, *(INPUTS[name].logits() for name in ("V=257", "V=33")), ordinary(3, 5000, 5)]
@@ -108,7 +119,13 @@ def test_transformers_judges_synthetic_rows(case):
     assert_few(counts, case.removes)
 
 
-REAL_CASES = [(r.typical(), t) for r in ROWS if r.values and has_twin(r.typical()) for t in (1.0, 1.5) if r.rule is not fd.temperature]
+REAL_CASES = [
+    (r.typical(), t)
+    for r in ROWS
+    if r.values and has_twin(r.typical())
+    for t in (1.0, 1.5)
+    if r.rule is not fd.temperature
+]
 
 
 @pytest.mark.parametrize("rule, t", REAL_CASES, ids=lambda v: str(v))
@@ -203,7 +220,9 @@ def test_top_h_of_the_table_in_section_1_4(p, whole, entropies, paper, hf):
 def test_ties_of_that_table_stay_or_go_together():
     assert kept_tokens(SIX, fd.top_h(0.4)) == {1, 2}  # the maximum's group always stays
     assert kept_tokens([1 / 8] * 8, fd.top_h(0.4)) == set(range(1, 9))
-    assert kept_tokens([0.5, 0.2, 0.2, 0.1], fd.top_h(0.6)) == {1}  # 0.5, 0.2 has H 0.60, 0.5, 0.2, 0.2 has 0.995: budget 0.732
+    assert kept_tokens([0.5, 0.2, 0.2, 0.1], fd.top_h(0.6)) == {
+        1
+    }  # 0.5, 0.2 has H 0.60, 0.5, 0.2, 0.2 has 0.995: budget 0.732
     assert kept_tokens(untied([0.5, 0.2, 0.2, 0.1]), fd.top_h(0.6)) == {1, 2}
     assert kept_tokens([0.5, 0.2, 0.2, 0.1], fd.top_p(0.6)) == {1, 2, 3}
     assert kept_tokens([0.4, 0.2, 0.2, 0.1, 0.1], fd.top_k(2)) == {1, 2, 3}
@@ -211,7 +230,13 @@ def test_ties_of_that_table_stay_or_go_together():
 
 def test_top_h_keeps_everything_at_1():
     assert kept_tokens([0.6, 0.2, 0.1, 0.05, 0.05], fd.top_h(1.0)) == {1, 2, 3, 4, 5}
-    assert kept_tokens([0.6, 0.2, 0.1, 0.05, 0.05], fd.top_h(1.0, variant="hf")) == {1, 2, 3, 4, 5}  # transformers: 4 of 5
+    assert kept_tokens([0.6, 0.2, 0.1, 0.05, 0.05], fd.top_h(1.0, variant="hf")) == {
+        1,
+        2,
+        3,
+        4,
+        5,
+    }  # transformers: 4 of 5
     assert kept_tokens(untied(ZIPF), fd.top_h(1.0, variant="hf")) == set(range(1, 101))
 
 
@@ -253,3 +278,76 @@ def test_top_n_sigma_does_not_depend_on_temperature_and_sees_through_holes():
     kept = kept_by(x, fd.top_n_sigma(1.0))
     assert torch.equal(kept, kept_by(x, fd.temperature(3.0), fd.top_n_sigma(1.0)))
     assert 0 < kept.sum() < (x > -math.inf).sum()
+
+
+# ---- what a sample says about its rows ---------------------------------------------------------------------------------
+
+
+def test_statistics_by_plain_arithmetic():
+    """Each field of `Sample` from its definition in DESIGN.md 3, one row at a time."""
+    t, mass = 1.7, 0.8
+    ids = torch.tensor([[3, 0, 32]]).expand(4, 3)
+    rules = (fd.temperature(t), fd.top_p(mass))
+    s = fd.sample(
+        INPUTS["V=33"].logits(), fd.plan(*rules), seed=1, num_samples=5, stats=True, top_logprobs=4, logprobs_of=ids
+    )
+    for row, logits in enumerate(INPUTS["V=33"].logits()):
+        p, log_p = softmax(tempered(logits, t))
+        raw = softmax(tempered(logits, 1.0))[1]
+        kept = BY_NAME["top_p"](tempered(logits, t), mass) >= 0
+        drawn, best = s.tokens[row].numpy(), np.argsort(-raw)
+        assert kept[drawn].all() and s.kept[row] == kept.sum() and 1 < kept.sum() < 33
+        for name, want in {
+            "logprobs": log_p[drawn] - math.log(p[kept].sum()),
+            "raw_logprobs": raw[drawn],
+            "entropy": entropy(p, log_p),
+            "kept_mass": p[kept].sum(),
+            "max_prob": p.max(),
+            "margin": np.sort(p)[-1] - np.sort(p)[-2],
+            "top_logprobs": raw[best[:4]],
+            "logprobs_of": raw[[3, 0, 32]],
+        }.items():
+            assert np.abs(getattr(s, name)[row].double().numpy() - want).max() < PROBABILITY, name
+        assert s.top_ids[row].tolist() == best[:4].tolist()
+    assert s.status.tolist() == [0] * 4
+
+
+def test_rows_that_are_not_ordinary():
+    """NaN, nothing, +inf, greedy, and a limit, by their definitions in DESIGN.md 2."""
+    inf, nan = math.inf, math.nan
+    x = torch.tensor(
+        [[1.0, nan, 2, 0], [-inf] * 4, [0, inf, 5, inf], [nan, 1, inf, 2], [2.0, 3, 3, 1], [-inf, 0, -inf, -inf]]
+    )
+    s = fd.sample(x, seed=1, num_samples=200, stats=True)
+    assert s.status.tolist() == [fd.STATUS_NAN, fd.STATUS_EMPTY, 0, fd.STATUS_NAN, 0, 0]
+    assert s.kept.tolist() == [0, 0, 2, 0, 4, 1]
+    drawn = [set(row) for row in s.tokens.tolist()]
+    assert drawn == [{-1}, {-1}, {1, 3}, {-1}, {0, 1, 2, 3}, {1}]
+    assert (s.entropy[2], s.max_prob[2], s.margin[2]) == (torch.tensor(2.0).log(), 0.5, 0)
+    assert s.entropy[[0, 1, 3]].isnan().all() and s.entropy[5] == 0 and (s.logprobs[5] == 0).all()
+
+    greedy = fd.sample(x, fd.plan(fd.temperature(0)), seed=1, num_samples=3, stats=True)
+    assert [set(row) for row in greedy.tokens.tolist()] == [{-1}, {-1}, {1}, {-1}, {1}, {1}]
+    assert greedy.kept.tolist() == [0, 0, 1, 0, 1, 1] and (greedy.logprobs[[2, 4, 5]] == 0).all()
+    assert greedy.entropy[4] == 0 and greedy.kept_mass[4] == 1 and greedy.max_prob[4] == 1 and greedy.margin[4] == 1
+
+    limited = fd.sample(x, seed=1, num_samples=200, vocab_limit=1)
+    assert limited.status.tolist() == [0, fd.STATUS_EMPTY, 0, fd.STATUS_NAN, 0, fd.STATUS_EMPTY]
+    assert set(limited.tokens.flatten().tolist()) == {0, -1}
+
+    masked = fd.truncate(x, fd.plan(fd.temperature(2.0), fd.top_k(2)), filter_value=-9.0)
+    kept = torch.tensor(
+        [[0.5, nan, 1, 0], [-9] * 4, [-9, inf, -9, inf], [nan, 0.5, inf, 1], [-9, 1.5, 1.5, -9], [-9, 0, -9, -9]]
+    )
+    assert torch.equal(masked.nan_to_num(nan=7.0), kept.nan_to_num(nan=7.0))
+
+
+def test_a_chain_runs_from_left_to_right():
+    """By hand: each rule on the renormalised survivors of those before it, at the temperature so far."""
+    p = [0.4, 0.3, 0.2, 0.1]
+    assert kept_tokens(p, fd.top_k(2), fd.top_p(0.5)) == {1}  # 0.4 of 0.7 is 0.57
+    assert kept_tokens(p, fd.top_p(0.5), fd.top_k(2)) == {1, 2}
+    assert kept_tokens(p, fd.min_p(0.6), fd.temperature(9.0)) == {1, 2}
+    assert kept_tokens(p, fd.temperature(9.0), fd.min_p(0.6)) == {1, 2, 3, 4}
+    assert kept_tokens([0.5, 0.25, 0.15, 0.07, 0.03], fd.typical(0.2), fd.min_p(0.9)) == {2}  # the maximum is gone
+    assert kept_tokens([0.5, 0.25, 0.15, 0.07, 0.03], fd.typical(0.2), fd.temperature(0)) == {2}

@@ -56,12 +56,24 @@ def test_ranges(rule):
             rule(value)
         with pytest.raises(ValueError, match=re.escape(f"{expected}a tensor with {value:g}") + r"\.$"):
             rule(torch.tensor([float(inside[0]), float(value)], dtype=torch.float64))
-    for value in ("0.5", None, True, 1j, [0.5], torch.tensor(0.5), torch.zeros(2, 2), torch.tensor([True]), torch.tensor([1j])):
+    for value in (
+        "0.5",
+        None,
+        True,
+        1j,
+        [0.5],
+        torch.tensor(0.5),
+        torch.zeros(2, 2),
+        torch.tensor([True]),
+        torch.tensor([1j]),
+    ):
         with pytest.raises(ValueError, match="^" + re.escape(expected)):
             rule(value)
 
 
-@pytest.mark.parametrize("rule", [r for r in RULES if "min_tokens_to_keep" in inspect.signature(r).parameters], ids=lambda r: r.__name__)
+@pytest.mark.parametrize(
+    "rule", [r for r in RULES if "min_tokens_to_keep" in inspect.signature(r).parameters], ids=lambda r: r.__name__
+)
 def test_min_tokens_to_keep(rule):
     value = next(row for row in ROWS if row.rule is rule).values[1]
     assert cuts(fd.plan(rule(value, min_tokens_to_keep=5)))[0]["keep"] == 5
@@ -114,12 +126,17 @@ def test_a_plan_takes_rules_or_one_list_of_them():
 
 
 def test_per_row_parameters_must_agree_in_length():
-    with pytest.raises(ValueError, match=r"^all per-row parameters of a plan must have one value per row; got lengths \[2, 3\] in top_p"):
+    with pytest.raises(
+        ValueError,
+        match=r"^all per-row parameters of a plan must have one value per row; got lengths \[2, 3\] in top_p",
+    ):
         fd.plan(fd.top_p(torch.tensor([0.5, 0.9])), fd.min_p(torch.tensor([0.1, 0.1, 0.1])))
     plan = fd.plan(fd.top_p(torch.tensor([0.5, 0.9])), fd.min_p(0.1), fd.temperature(torch.tensor([1, 2])))
     assert plan.rows == 2 and plan.packed(torch.device("cpu")).shape == (2, 3, len(FIELDS))
     for logits in (torch.zeros(3, 10), torch.zeros(1, 10), torch.zeros(10)):
-        with pytest.raises(ValueError, match=r"^the plan's per-row parameters must have one value per row of logits \(\d\); got 2\.$"):
+        with pytest.raises(
+            ValueError, match=r"^the plan's per-row parameters must have one value per row of logits \(\d\); got 2\.$"
+        ):
             fd.truncate(logits, plan)
 
 
@@ -132,9 +149,14 @@ def test_a_plan_does_not_change_with_the_tensor_it_was_made_from():
 
 
 def test_temperatures_multiply_from_left_to_right():
-    t = [c["temperature"] for c in cuts(fd.plan(fd.top_k(5), fd.temperature(2.0), fd.top_k(4), fd.temperature(0.25), fd.top_k(3)))]
+    t = [
+        c["temperature"]
+        for c in cuts(fd.plan(fd.top_k(5), fd.temperature(2.0), fd.top_k(4), fd.temperature(0.25), fd.top_k(3)))
+    ]
     assert t == [1.0, 2.0, 0.5, 0.5]
-    by_row = fd.plan(fd.temperature(torch.tensor([1.0, 2.0])), fd.top_k(3), fd.temperature(3.0)).packed(torch.device("cpu"))
+    by_row = fd.plan(fd.temperature(torch.tensor([1.0, 2.0])), fd.top_k(3), fd.temperature(3.0)).packed(
+        torch.device("cpu")
+    )
     assert by_row[:, :, FIELDS.index("temperature")].tolist() == [[1.0, 3.0], [2.0, 6.0]]
 
 
@@ -172,7 +194,9 @@ def test_fields_are_those_of_the_engine(engine):
 
 def test_every_field_is_used_by_some_rule():
     plain = vars(Cut(DRAW))
-    used = {name for row in ROWS for cut in row.typical().cuts for name, value in vars(cut).items() if value != plain[name]}
+    used = {
+        name for row in ROWS for cut in row.typical().cuts for name, value in vars(cut).items() if value != plain[name]
+    }
     assert used | {"temperature", "keep"} >= set(FIELDS)
 
 

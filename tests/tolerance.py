@@ -56,11 +56,11 @@ NOISE = 1e-14  # relative: -log(-log(v)) in float64; two logs, of which librarie
 
 NOISE_OF_ENGINE = 1e-13  # relative, of -log(v): a polynomial in float64 of our own; near v = 1 it must not lose digits
 
-# ---- the worked examples of SPEC.md, printed with so many digits ------------------------------------------------------
+# ---- the worked examples of SPEC.md ----------------------------------------------------------------------------------
 
-FOUR_DIGITS = 6e-5
-WHOLE_MEAN = 0.5
-ONE_DIGIT_MEAN = 0.1  # mean kept counts, given to one decimal; ties go together here and in sort order there
+FOUR_DIGITS = 6e-5  # entropies, printed with four digits
+WHOLE_MEAN = 0.5  # mean kept counts, printed without decimals
+ONE_DIGIT_MEAN = 0.1  # and with one; ties go together here and in sort order there
 
 # ---- distribution tests ----------------------------------------------------------------------------------------------
 

@@ -2,9 +2,9 @@
 //   pass that adds up the tokens above them and gathers the tokens between them.
 // Contract: the guess may be wrong; whoever uses it looks at the exact sums of the pass and falls back if the edge is not
 //   there. The answer never depends on the guess.
-// Idea: 1. the largest tokens, which are at hand, count for themselves; of the others one stretch of 16 tokens of each group,
-//   its place moving from group to group, stands for the group; 2. the edge of the same prefix among those, and the edges if
-//   the sums were three standard deviations larger or smaller; 3. the pass.
+// Idea: 1. the largest tokens, which are at hand, count for themselves; of the others one stretch of 16 tokens of each or every
+//   other group, its place moving from group to group, stands for all; 2. the edge of the same prefix among those, and the edges if
+//   the sums were four standard deviations larger or smaller; 3. the pass.
 // Who does what: one thread. Numbers: as in kernels.inl. Randomness: none, the places are fixed.
 // Cost: the sample a tenth of a pass; the pass as much as row_sums. Limits: none.
 
@@ -24,11 +24,10 @@ struct Keys {
   }
 };
 
-constexpr int kStretch = 16;                         // tokens of each group in the sample
-constexpr float kEach = float(kGroupSize) / kStretch;  // tokens that each of them stands for
+constexpr int kStretch = 16;  // tokens of a group in the sample
 
 // 1. Turns the n gathered tokens, all those at or above `bound`, into keys, and adds the sample of those below it: keys, weights
-//    and y in x, w and y of the workspace. A weight is the number of tokens meant, times their mass unless `by_count`.
+//    and y in x, w and y of the workspace. A weight is a token's mass, or 1 if `by_count`.
 static int64_t take_sample(const Row& row, const Workspace& ws, int64_t n, float bound, float max, float c, Interval interval,
                            Keys keys, bool by_count) {
   alignas(64) float buffer[kGroupSize];
@@ -37,15 +36,15 @@ static int64_t take_sample(const Row& row, const Workspace& ws, int64_t n, float
     if (by_count) store(ws.w + i, all(1.0f));
   }
   const float bottom = interval.bottom();
-  for (int64_t g = 0; g < row.groups(); ++g) {
+  for (int64_t g = 0; g < row.groups(); g += row.groups() < 256 ? 1 : 2) {
     if (!(ws.group_max[g] >= bottom)) continue;
-    const float* x = row.group(g, -INFINITY, buffer) + (g * 5 % (kGroupSize / kStretch)) * kStretch;
+    const float* x = row.group(g, -INFINITY, buffer) + (g * 5 / 2 % (kGroupSize / kStretch)) * kStretch;
     for (int i = 0; i < kStretch; i += kLanes) {
       const V v = load(x + i), y = scaled(v, all(max), all(c));
-      const uint32_t bits = bits_of(Interval::has(v, bottom, interval.hi) & I(v < bound));
+      const uint32_t bits = bits_of(both(Interval::has(v, bottom, interval.hi), less(v, all(bound))));
       if (!bits) continue;
       pack(Keys::of(keys, v, y), bits, ws.x + n), pack(y, bits, ws.y + n);
-      pack(by_count ? all(kEach) : exp2_of(y) * kEach, bits, ws.w + n);
+      pack(by_count ? all(1.0f) : exp2_of(y), bits, ws.w + n);
       n += __builtin_popcount(bits);
     }
   }
@@ -79,19 +78,23 @@ static Bracket guess(Cut cut, Sums whole, const Workspace& ws, int64_t exact, in
   float weight = 0, y = 0;  // what is at the edge
   V above = all(0.0f), above2 = all(0.0f), below2 = all(0.0f);  // sums of the sample on each side; rough ones will do
   for (int64_t i = start; i < end; i += kLanes) {
-    const V w = load(ws.w + i), key = load(ws.x + i), up = V(I(w) & I(key >= middle)), down = w - up;
+    const V w = load(ws.w + i), key = load(ws.x + i), up = zero_unless(at_least(key, all(middle)), w), down = w - up;
     above += up, above2 += up * up, below2 += down * down;
-    for (uint32_t at = bits_of(I(key == middle)); at; at = 0) weight = ws.w[i + __builtin_ctz(at)], y = ws.y[i + __builtin_ctz(at)];
+    for (uint32_t at = bits_of(both(at_least(key, all(middle)), at_least(all(middle), key))); at; at = 0) weight = ws.w[i + __builtin_ctz(at)], y = ws.y[i + __builtin_ctz(at)];
   }
   auto sum = [](V x) { return sum_of_lanes(pairs_of(x)); };
   const double share = rest > 0 ? fmin(sum(above) / rest, 1.0) : 0;  // the sum above errs by what is on either side of the edge
-  const double margin = 3 * sqrt((1 - share) * (1 - share) * sum(above2) + share * share * sum(below2)) + 8.0 * weight;
-  return {edge_from({0, margin, margin * y * kLn2}), edge_from({0, -margin, -margin * y * kLn2})};
+  const double margin = 4 * sqrt((1 - share) * (1 - share) * sum(above2) + share * share * sum(below2)) + 8.0 * weight;
+  Bracket bracket{edge_from({0, margin, margin * y * kLn2}), kLowest};
+  // More than the row holds may be asked for: then with less certainty, rather than the whole rest of the row.
+  for (double less = margin; bracket.below == kLowest && less > margin / 32; less /= 2)
+    bracket.below = edge_from({0, -less, -less * y * kLn2});
+  return bracket;
 }
 
 struct Split {
   Sums above;
-  float lowest = INFINITY, highest = -INFINITY;  // logits of the tokens above
+  float lowest = INFINITY, highest = -INFINITY;  // logits of the tokens above, if they are not ordered by logit
   int64_t between = 0;                           // tokens gathered
 };
 
@@ -120,16 +123,18 @@ static Split split(const Row& row, const Workspace& ws, float max, float c, Inte
         exp2_of<kStep>(y, w);
         for (int k = 0; k < kStep; ++k) {
           const V key = Keys::of(keys, v[k], y[k]);
-          const I in = Interval::has(v[k], bottom, interval.hi), above = in & I(key > bracket.above);
-          const uint32_t between = bits_of(in & ~above & I(key >= bracket.below));
+          const M in = Interval::has(v[k], bottom, interval.hi), above = both(in, less(all(bracket.above), key));
+          const uint32_t between = bits_of(both(first_only(in, above), at_least(key, all(bracket.below))));
           count += __builtin_popcount(bits_of(above));
-          w[k] = V(I(w[k]) & above);
+          w[k] = zero_unless(above, w[k]);
           mass += w[k];
           moment += w[k] * y[k];
-          const I out = I(all(-INFINITY)) & ~above;
-          minus_lowest = max_of(minus_lowest, V((I(-v[k]) & above) | out));
-          if (!kByLogit) highest = max_of(highest, V((I(v[k]) & above) | out));
-          if (between)
+          if (!kByLogit) {
+            minus_lowest = max_of(minus_lowest, choose(above, -v[k], all(-INFINITY)));
+            highest = max_of(highest, choose(above, v[k], all(-INFINITY)));
+          }
+          // Nearly every vector holds one or none: where packing is two instructions, a branch would cost more.
+          if (kLanes == 16 || between)
             found.between = append(ws, v[k], count_from(int32_t(g * kGroupSize + i + k * kLanes)), between, found.between);
         }
       }

@@ -195,6 +195,9 @@ double exponential(uint64_t seed, uint64_t step, uint64_t stream, int64_t index)
   return current()->exponential({seed, step, stream}, index);
 }
 
+float read_once(const float* x, int64_t n) { return current()->read_once(x, n); }
+float exp_pass(const float* x, int64_t n) { return current()->exp_pass(x, n); }
+
 std::vector<std::string> targets() {
   int n;
   const Target* const* found = runnable(&n);

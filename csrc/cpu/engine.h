@@ -15,6 +15,10 @@ void sample(const SampleArgs& args, int threads);
 // -log(v) of the draw at (seed, step, stream, index), for tests of the stream.
 double exponential(uint64_t seed, uint64_t step, uint64_t stream, int64_t index);
 
+// Ceilings for benchmarks: the largest of n floats, and a sum of their exponentials.
+float read_once(const float* x, int64_t n);
+float exp_pass(const float* x, int64_t n);
+
 std::vector<std::string> targets();      // instruction sets that this machine can run, the best one last
 std::string target();                    // the one in use
 bool use_target(const std::string& name);  // false: not one of targets()

@@ -59,7 +59,7 @@ struct Interval {
 
   float bottom() const { return lo > kLowest ? lo : kLowest; }
   bool open() const { return lo == -INFINITY && hi == INFINITY; }
-  FD_FN I has(V x, float bottom, float hi) { return I(x >= bottom) & I(x <= hi); }
+  FD_FN M has(V x, float bottom, float hi) { return both(at_least(x, all(bottom)), at_least(all(hi), x)); }
 };
 
 struct Extent {
@@ -88,7 +88,7 @@ static Extent row_max(const Row& row, float* group_max) {
     maximum = max_of(maximum, m);
   }
   const V rest = total - total;  // 0, or a NaN
-  return {largest_lane(maximum), bits_of(I(rest == rest)) != (1u << kLanes) - 1};
+  return {largest_lane(maximum), bits_of(at_least(rest, rest)) != (1u << kLanes) - 1};
 }
 
 struct Specials {
@@ -125,9 +125,9 @@ static Sums row_sums_in(const Row& row, const Workspace& ws, float max, float c,
         for (int k = 0; k < kStep; ++k) y[k] = scaled(load(x + i + k * kLanes), max_v, c_v);
         exp2_of<kStep>(y, w);
         for (int k = 0; !kOpen && k < kStep; ++k) {
-          const I in = Interval::has(load(x + i + k * kLanes), bottom, interval.hi);
+          const M in = Interval::has(load(x + i + k * kLanes), bottom, interval.hi);
           n += __builtin_popcount(bits_of(in));
-          w[k] = V(I(w[k]) & in);
+          w[k] = zero_unless(in, w[k]);
         }
         for (int k = 0; k < kStep; ++k) mass += w[k];
         for (int k = 0; k < kStep; ++k) moment += w[k] * y[k];
@@ -171,15 +171,22 @@ FD_FN void add_spread(const float* x, int64_t n, float max, float c, Interval in
   const float bottom = interval.bottom();
   V sums = all(0.0f), squares = all(0.0f), masses2 = all(0.0f);
   for (int64_t i = 0; i < n; i += kLanes) {
-    const I in = Interval::has(load(x + i), bottom, interval.hi);
-    const V d = V(I(load(x + i) - max) & in);
+    const M in = Interval::has(load(x + i), bottom, interval.hi);
+    const V d = zero_unless(in, load(x + i) - max);
     spread->n += __builtin_popcount(bits_of(in));
     sums += d;
     squares += d * d;
-    masses2 += V(I(exp2_of(scaled(load(x + i), all(max), all(2 * c)))) & in);
+    masses2 += zero_unless(in, exp2_of(scaled(load(x + i), all(max), all(2 * c))));
     if (i % kChunk != kChunk - kLanes && i + kLanes < n) continue;
-    spread->sum += sum_of_lanes(pairs_of(sums));
-    spread->squares += sum_of_lanes(pairs_of(squares));
+    double sum = sum_of_lanes(pairs_of(sums)), square = sum_of_lanes(pairs_of(squares));
+    if (!(square < INFINITY)) {  // logits near the lowest float, as masks use them: only double holds their squares
+      sum = square = 0;
+      for (int64_t k = i / kChunk * kChunk; k < i + kLanes; ++k) {
+        const double e = x[k] >= bottom && x[k] <= interval.hi ? double(x[k]) - double(max) : 0.0;
+        sum += e, square += e * e;
+      }
+    }
+    spread->sum += sum, spread->squares += square;
     spread->mass2 += sum_of_lanes(pairs_of(masses2));
     sums = squares = masses2 = all(0.0f);
   }

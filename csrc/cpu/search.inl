@@ -49,12 +49,12 @@ static void sums_above(const Workspace& ws, int64_t n, float high, float low, Up
     for (int64_t i = first; i < end; i += kLanes) {
       const V key = load(ws.key + i), w = load(ws.key_w + i), y = load(ws.key_y + i);
       for (int p = 0; p < 2; ++p) {
-        const I in = I(key >= pivot[p]);
-        const V part = V(I(w) & in);
+        const M in = at_least(key, pivot[p]);
+        const V part = zero_unless(in, w);
         count[p] += __builtin_popcount(bits_of(in));
         mass[p] += part;
         moment[p] += part * y;
-        minus_lowest[p] = max_of(minus_lowest[p], V((I(-key) & in) | (I(nothing) & ~in)));
+        minus_lowest[p] = max_of(minus_lowest[p], choose(in, -key, nothing));
       }
     }
     for (int p = 0; p < 2; ++p) masses[p] += pairs_of(mass[p]), moments[p] += pairs_of(moment[p]);
@@ -75,14 +75,13 @@ static Range keep_keys(const Workspace& ws, int64_t n, float from, float below) 
   V high = all(-INFINITY), minus_low = all(-INFINITY);
   for (int64_t i = 0; i < n; i += kLanes) {  // what is written lies at or before what was read
     const V key = load(ws.key + i), w = load(ws.key_w + i), y = load(ws.key_y + i);
-    const I in = I(key >= from) & I(key < below);
+    const M in = both(at_least(key, all(from)), less(key, all(below)));
     const uint32_t bits = bits_of(in);
     if (!bits) continue;
     pack(key, bits, ws.key + kept), pack(w, bits, ws.key_w + kept), pack(y, bits, ws.key_y + kept);
     kept += __builtin_popcount(bits);
-    const I out = I(all(-INFINITY)) & ~in;
-    high = max_of(high, V((I(key) & in) | out));
-    minus_low = max_of(minus_low, V((I(-key) & in) | out));
+    high = max_of(high, choose(in, key, all(-INFINITY)));
+    minus_low = max_of(minus_low, choose(in, -key, all(-INFINITY)));
   }
   return {kept, -largest_lane(minus_low), largest_lane(high)};
 }

@@ -54,11 +54,27 @@ FD_FN V max_of(V a, V b) {
 #endif
 }
 
-// One bit for each lane in which the comparison, a vector of 0 and -1, is true.
-FD_FN uint32_t bits_of(I mask) {
+// The answer of a comparison in each lane: a mask register where there are such, else a vector of 0 and -1.
 #if defined(__AVX512F__)
-  return _mm512_movepi32_mask(__m512i(mask));
-#elif defined(__AVX2__)
+typedef __mmask16 M;
+FD_FN M at_least(V a, V b) { return _mm512_cmp_ps_mask(__m512(a), __m512(b), _CMP_GE_OQ); }
+FD_FN M less(V a, V b) { return _mm512_cmp_ps_mask(__m512(a), __m512(b), _CMP_LT_OQ); }
+FD_FN M both(M a, M b) { return M(a & b); }
+FD_FN M first_only(M a, M b) { return M(a & ~b); }
+FD_FN V choose(M mask, V yes, V no) { return V(_mm512_mask_blend_ps(mask, __m512(no), __m512(yes))); }
+FD_FN V zero_unless(M mask, V x) { return V(_mm512_maskz_mov_ps(mask, __m512(x))); }
+FD_FN uint32_t bits_of(M mask) { return mask; }
+#else
+typedef I M;
+FD_FN M at_least(V a, V b) { return I(a >= b); }
+FD_FN M less(V a, V b) { return I(a < b); }
+FD_FN M both(M a, M b) { return a & b; }
+FD_FN M first_only(M a, M b) { return a & ~b; }
+FD_FN V choose(M mask, V yes, V no) { return V((I(yes) & mask) | (I(no) & ~mask)); }
+FD_FN V zero_unless(M mask, V x) { return V(I(x) & mask); }
+// One bit for each lane.
+FD_FN uint32_t bits_of(M mask) {
+#if defined(__AVX2__)
   return uint32_t(_mm256_movemask_ps(__m256(mask)));
 #elif defined(__SSE2__)
   return uint32_t(_mm_movemask_ps(__m128(mask)));
@@ -68,6 +84,7 @@ FD_FN uint32_t bits_of(I mask) {
   return bits;
 #endif
 }
+#endif
 
 FD_FN float largest_lane(V x) {
 #if defined(__AVX512F__)

@@ -200,14 +200,20 @@ class Survivors {
     if (!reaches(cut, plus(found.above, inside), whole, need)) return false;
 
     const Edge edge = search_arrays(cut, whole, keys, found.between, found.above);
-    Interval kept{found.lowest, keys.by_logit ? interval_.hi : found.highest};
+    if (edge.key == INFINITY) return false;  // the last token kept lies above the bracket
+    Interval kept{keys.by_logit ? edge.key : found.lowest, keys.by_logit ? interval_.hi : found.highest};
+    int32_t group = 0;
+    double mass = 0;  // of the kept tokens of one group
     for (int64_t i = 0; i < found.between; ++i) {
       const float key = keys.by_logit ? ws_.x[i] : -fabsf(ws_.y[i] - keys.centre);
-      if (key < edge.key) continue;
-      kept.lo = fminf(kept.lo, ws_.x[i]);
-      if (!keys.by_logit) kept.hi = fmaxf(kept.hi, ws_.x[i]);
-      ws_.group_mass[ws_.id[i] / kGroupSize] += double(ws_.w[i]);
+      const bool stays = key >= edge.key;
+      if (ws_.id[i] / kGroupSize != group) ws_.group_mass[group] += mass, mass = 0, group = ws_.id[i] / kGroupSize;
+      mass += stays ? double(ws_.w[i]) : 0.0;
+      if (keys.by_logit) continue;
+      kept.lo = fminf(kept.lo, stays ? ws_.x[i] : INFINITY);
+      kept.hi = fmaxf(kept.hi, stays ? ws_.x[i] : -INFINITY);
     }
+    ws_.group_mass[group] += mass;
     const int64_t n = int64_t(edge.kept.n);
     if (n <= row_.limit / 16) {
       narrow_gathered(gather(row_, ws_, kept), kept);

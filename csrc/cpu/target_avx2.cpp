@@ -2,5 +2,6 @@
 #define FD_TARGET target_avx2
 #include "target.inl"
 
-const fastdecode::Target fastdecode::kAvx2Target{"avx2", fastdecode::FD_TARGET::truncate_row, fastdecode::FD_TARGET::sample_row,
-                                            fastdecode::FD_TARGET::exponential_for};
+namespace fastdecode {
+const Target kAvx2Target{"avx2", FD_TARGET::truncate_row, FD_TARGET::sample_row, FD_TARGET::exponential_for, FD_TARGET::read_once, FD_TARGET::exp_pass};
+}  // namespace fastdecode

@@ -2,5 +2,6 @@
 #define FD_TARGET target_baseline
 #include "target.inl"
 
-const fastdecode::Target fastdecode::kBaselineTarget{"baseline", fastdecode::FD_TARGET::truncate_row, fastdecode::FD_TARGET::sample_row,
-                                            fastdecode::FD_TARGET::exponential_for};
+namespace fastdecode {
+const Target kBaselineTarget{"baseline", FD_TARGET::truncate_row, FD_TARGET::sample_row, FD_TARGET::exponential_for, FD_TARGET::read_once, FD_TARGET::exp_pass};
+}  // namespace fastdecode

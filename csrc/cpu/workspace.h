@@ -35,6 +35,8 @@ struct Target {
   void (*truncate_row)(const TruncateArgs&, int64_t row, const Workspace&);
   void (*sample_row)(const SampleArgs&, int64_t row, const Workspace&);
   double (*exponential)(const Coordinates&, int64_t index);  // -log(v), for tests of the stream
+  float (*read_once)(const float*, int64_t);                 // the largest of n floats: one read, for benchmarks
+  float (*exp_pass)(const float*, int64_t);                  // a read, and a sum of exponentials of whole vectors
 };
 
 extern const Target kBaselineTarget, kAvx2Target, kAvx512Target;
