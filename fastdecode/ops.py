@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -16,6 +17,24 @@ _SOFTMAX = plan()
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
+@overload
+def truncate(
+    logits: torch.Tensor,
+    plan: Plan,
+    *,
+    out: torch.Tensor | None = None,
+    filter_value: float = -math.inf,
+    vocab_limit: int | None = None,
+) -> torch.Tensor: ...
+@overload
+def truncate(
+    logits: np.ndarray,
+    plan: Plan,
+    *,
+    out: np.ndarray | None = None,
+    filter_value: float = -math.inf,
+    vocab_limit: int | None = None,
+) -> np.ndarray: ...
 def truncate(
     logits: torch.Tensor | np.ndarray,
     plan: Plan,
@@ -42,10 +61,12 @@ def truncate(
     """
     if isinstance(logits, np.ndarray):
         target = None if out is None else _from_numpy("out", out)
-        masked = truncate(
-            _from_numpy("logits", logits), plan, out=target, filter_value=filter_value, vocab_limit=vocab_limit
-        )
+        masked = _truncate(_from_numpy("logits", logits), plan, target, filter_value, vocab_limit)
         return masked.numpy() if out is None else out
+    return _truncate(logits, plan, out, filter_value, vocab_limit)
+
+
+def _truncate(logits: torch.Tensor, plan: Plan, out: Any, filter_value: float, vocab_limit: int | None) -> torch.Tensor:
     rows = _rows(logits)
     cuts = _cuts(plan, rows)
     limit = _limit(vocab_limit, rows)
@@ -103,16 +124,13 @@ def sample(
     """
     if isinstance(logits, np.ndarray):
         ids = torch.from_numpy(logprobs_of) if isinstance(logprobs_of, np.ndarray) else logprobs_of
-        found = sample(
+        answer = sample(
             _from_numpy("logits", logits), plan, seed=_tensor(seed), step=_tensor(step), streams=_tensor(streams),
             num_samples=num_samples, vocab_limit=vocab_limit, stats=stats, top_logprobs=top_logprobs, logprobs_of=ids, check=check,
         )  # fmt: skip
-        return Sample(
-            *(
-                getattr(found, name) if getattr(found, name) is None else getattr(found, name).numpy()
-                for name in Sample.__slots__
-            )
-        )
+        values: list[Any] = [getattr(answer, name) for name in Sample.__slots__]
+        values = [None if value is None else value.numpy() for value in values]
+        return Sample(*values)
     rows = _rows(logits)
     batch, device = rows.shape[0], rows.device
     cuts = _cuts(_SOFTMAX if plan is None else plan, rows)
@@ -158,7 +176,7 @@ def _rows(logits: torch.Tensor) -> torch.Tensor:
     return rows if rows.stride(1) == 1 or rows.shape[1] == 1 else rows.contiguous()
 
 
-def _from_numpy(name: str, array: np.ndarray) -> torch.Tensor:
+def _from_numpy(name: str, array: Any) -> torch.Tensor:
     if not isinstance(array, np.ndarray) or array.dtype not in (np.float32, np.float16):
         raise TypeError(
             f"{name} must be a float32 or float16 numpy array; got {getattr(array, 'dtype', type(array).__name__)}."
@@ -189,15 +207,15 @@ def _limit(vocab_limit: int | None, rows: torch.Tensor) -> int:
 
 
 def _count(name: str, value: int, low: int, high: int) -> int:
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or not low <= value <= high:
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or not low <= int(value) <= high:
         raise ValueError(f"{name} must be a whole number in [{low}, {high}]; got {value!r}.")
     return int(value)
 
 
 def _coordinate(name: str, value, batch: int, low: int, high: int, device: torch.device) -> int | torch.Tensor:
     """A number, reduced to a signed 64-bit one, or an int64 [B] tensor on `device`."""
-    if isinstance(value, numbers.Integral) and not isinstance(value, bool) and low <= value < high:
-        return int(value) - 2**64 if value >= 2**63 else int(value)
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool) and low <= int(value) < high:
+        return int(value) - 2**64 if int(value) >= 2**63 else int(value)
     if isinstance(value, torch.Tensor) and value.dtype == torch.int64 and value.shape in ((batch,), (1,), ()):
         return value.to(device).expand(batch)
     got = f"{value.dtype} of shape {list(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
@@ -215,7 +233,7 @@ def _streams(streams, batch: int, device: torch.device) -> torch.Tensor:
 
 def _fresh_seed(rows: torch.Tensor) -> int | torch.Tensor:
     drawn = torch.randint(-(2**63), 2**63 - 1, (1,))
-    return drawn.to(rows.device).expand(rows.shape[0]) if _traced(rows) else drawn.item()
+    return drawn.to(rows.device).expand(rows.shape[0]) if _traced(rows) else int(drawn)
 
 
 def _wanted(stats, top_logprobs: int, logprobs_of, rows: torch.Tensor, limit: int) -> Wanted:

@@ -49,9 +49,10 @@ def plan(*rules: Rule | Iterable[Rule]) -> Plan:
         TypeError: an argument is not a rule.
         ValueError: two parameters hold different numbers of rows.
     """
+    chain: Iterable = rules  # of rules; Plan says so if it is not
     if len(rules) == 1 and not isinstance(rules[0], Rule) and isinstance(rules[0], Iterable):
-        rules = tuple(rules[0])
-    return Plan(rules)
+        chain = rules[0]
+    return Plan(chain)
 
 
 def _with_temperatures(rules: tuple[Rule, ...]) -> tuple[Cut, ...]:

@@ -38,8 +38,8 @@ def survivors(logits: torch.Tensor, cuts: torch.Tensor, vocab_limit: int) -> Sur
     x = torch.where(overflow.any(1, keepdim=True), torch.where(overflow, 0.0, -math.inf), x)
 
     keep = x > -math.inf
-    for cut in cuts.unbind(1)[:-1]:
-        cut = dict(zip(FIELDS, cut.double().unsqueeze(-1).unbind(1)))  # each field [B or 1, 1]
+    for packed in cuts.unbind(1)[:-1]:
+        cut = dict(zip(FIELDS, packed.double().unsqueeze(-1).unbind(1)))  # each field [B or 1, 1]
         narrowed = _narrow(x, keep, cut)
         keep = torch.where(cut["temperature"] == 0, keep, narrowed)  # a greedy row has nothing left to cut
 

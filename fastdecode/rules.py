@@ -226,6 +226,8 @@ def _checked(name: str, given, low: float, high: float, ends: str, whole: bool =
     number = "a whole number" if whole else "a number"
     interval = f"{ends[0]}{low:g}, {high:g}{ends[1]}" if high < math.inf else f"{ends[0]}{low:g}, inf)"
     expected = f"{name} must be {number} in {interval}, or a 1-D tensor of them, one for each row"
+    checked: Parameter
+    probe: torch.Tensor | None
     if isinstance(given, numbers.Real) and not isinstance(given, bool):
         checked, probe = float(given), torch.tensor([float(given)], dtype=torch.float64)
     elif isinstance(given, torch.Tensor) and given.ndim == 1 and given.dtype != torch.bool and not given.is_complex():
