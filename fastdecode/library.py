@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .record import Draw, Wanted
+from .record import Draw, Wanted, drop_samples
 from .rules import FIELDS
 
 
@@ -89,4 +89,4 @@ def sample(logits: Tensor, cuts: Tensor, draw: Draw, wanted: Wanted) -> dict[str
     found = _sample(
         logits, cuts, *columns, draw.num_samples, draw.vocab_limit, " ".join(sorted(wanted.stats)), wanted.top_logprobs, wanted.logprobs_of
     )  # fmt: skip
-    return dict(zip(wanted.fields(), found))
+    return drop_samples(dict(zip(wanted.fields(), found)), draw)

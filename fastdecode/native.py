@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from . import _native
-from .record import Draw, Wanted
+from .record import STATISTICS, Draw, Wanted
 
 _CODE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
@@ -21,16 +21,34 @@ def truncate(
 
 def sample(logits: torch.Tensor, cuts: torch.Tensor, draw: Draw, wanted: Wanted) -> dict[str, torch.Tensor]:
     """See `dispatch.Engine`."""
-    batch, n, top = logits.shape[0], draw.num_samples, wanted.top_logprobs
-    ids = None if wanted.logprobs_of is None else wanted.logprobs_of.contiguous()
-    found = {
-        "tokens": torch.empty(batch, n, dtype=torch.int64),
-        "logprobs": torch.empty(batch, n),
-        "kept": torch.empty(batch, dtype=torch.int64),
-        "status": torch.empty(batch, dtype=torch.uint8),
-    }
+    batch, n = logits.shape[0], draw.num_samples
+    # One allocation costs as much as drawing from a short row does, hence nothing here that is not wanted.
+    shape = (batch,) if draw.flat else (batch, n)
+    tokens, logprobs = torch.empty(shape, dtype=torch.int64), torch.empty(shape)
+    kept, status = torch.empty(batch, dtype=torch.int64), torch.empty(batch, dtype=torch.uint8)
+    found = {"tokens": tokens, "logprobs": logprobs, "kept": kept, "status": status}
+    addresses = _NO_ADDRESSES
+    if wanted.stats or wanted.top_logprobs or wanted.logprobs_of is not None:
+        addresses = _add_statistics(found, batch, shape, wanted)
+    _native.sample_cpu(
+        *_rows(logits, cuts, draw.vocab_limit),
+        *_coordinate(draw.seed), *_coordinate(draw.step), *(_NO_STREAMS if draw.streams is None else _coordinate(draw.streams)[1:]),
+        n, tokens.data_ptr(), logprobs.data_ptr(), kept.data_ptr(), status.data_ptr(), *addresses, torch.get_num_threads(),
+    )  # fmt: skip
+    return found
+
+
+_NO_ADDRESSES = (0,) * 11
+_NO_STREAMS = (0, 0)
+
+
+def _add_statistics(
+    found: dict[str, torch.Tensor], batch: int, shape: tuple[int, ...], wanted: Wanted
+) -> tuple[int, ...]:
+    """Allocates what is wanted into `found`; the addresses and sizes, in the order of the binding's arguments."""
     for name in wanted.stats:
-        found[name] = torch.empty(batch, n) if name == "raw_logprobs" else torch.empty(batch)
+        found[name] = torch.empty(shape) if name == "raw_logprobs" else torch.empty(batch)
+    top, ids = wanted.top_logprobs, wanted.logprobs_of
     if top:
         found["top_logprobs"], found["top_ids"] = torch.empty(batch, top), torch.empty(batch, top, dtype=torch.int64)
     if ids is not None:
@@ -39,16 +57,10 @@ def sample(logits: torch.Tensor, cuts: torch.Tensor, draw: Draw, wanted: Wanted)
     def address(name: str) -> int:
         return found[name].data_ptr() if name in found else 0
 
-    _native.sample_cpu(
-        *_rows(logits, cuts, draw.vocab_limit),
-        *_coordinate(draw.seed), *_coordinate(draw.step), *_coordinate(0 if draw.streams is None else draw.streams)[1:],
-        n, address("tokens"), address("logprobs"), address("kept"), address("status"), address("raw_logprobs"),
-        address("entropy"), address("kept_mass"), address("max_prob"), address("margin"),
-        top, address("top_logprobs"), address("top_ids"),
+    return (
+        *map(address, STATISTICS), top, address("top_logprobs"), address("top_ids"),
         0 if ids is None else ids.shape[1], 0 if ids is None else ids.data_ptr(), address("logprobs_of"),
-        torch.get_num_threads(),
     )  # fmt: skip
-    return found
 
 
 def _rows(logits: torch.Tensor, cuts: torch.Tensor, vocab_limit: int) -> tuple:

@@ -68,8 +68,9 @@ def truncate(
 
 def _truncate(logits: torch.Tensor, plan: Plan, out: Any, filter_value: float, vocab_limit: int | None) -> torch.Tensor:
     rows = _rows(logits)
-    cuts = _cuts(plan, rows)
-    limit = _limit(vocab_limit, rows)
+    (batch, vocab), device = rows.shape, rows.device
+    cuts = _cuts(plan, batch, device)
+    limit = vocab if vocab_limit is None else _count("vocab_limit", vocab_limit, 1, vocab)
     if out is not None:
         _check_out(out, logits)
     if _traced(rows) or (rows.requires_grad and torch.is_grad_enabled()):
@@ -77,7 +78,7 @@ def _truncate(logits: torch.Tensor, plan: Plan, out: Any, filter_value: float, v
         return masked if out is None else out.copy_(masked)
     target = torch.empty_like(rows, memory_format=torch.contiguous_format) if out is None else out.view(rows.shape)
     direct = target if target.stride(-1) == 1 else torch.empty_like(rows)
-    dispatch.engine_for(rows.device).truncate(rows, cuts, direct, float(filter_value), limit)
+    dispatch.engine_for(device).truncate(rows, cuts, direct, float(filter_value), limit)
     if direct is not target:
         target.copy_(direct)
     return target.view(logits.shape) if out is None else out
@@ -132,26 +133,25 @@ def sample(
         values = [None if value is None else value.numpy() for value in values]
         return Sample(*values)
     rows = _rows(logits)
-    batch, device = rows.shape[0], rows.device
-    cuts = _cuts(_SOFTMAX if plan is None else plan, rows)
+    (batch, vocab), device = rows.shape, rows.device
+    cuts = _cuts(_SOFTMAX if plan is None else plan, batch, device)
+    limit = vocab if vocab_limit is None else _count("vocab_limit", vocab_limit, 1, vocab)
     draw = Draw(
-        seed=_coordinate("seed", seed, batch, -(2**63), 2**64, device) if seed is not None else _fresh_seed(rows),
-        step=_coordinate("step", step, batch, 0, 2**32, device),
-        streams=None if streams is None else _streams(streams, batch, device),
-        num_samples=1 if num_samples is None else _count("num_samples", num_samples, 1, 2**16),
-        vocab_limit=_limit(vocab_limit, rows),
+        _fresh_seed(rows) if seed is None else _coordinate("seed", seed, batch, -(2**63), 2**64, device),
+        _coordinate("step", step, batch, 0, 2**32, device),
+        None if streams is None else _streams(streams, batch, device),
+        1 if num_samples is None else _count("num_samples", num_samples, 1, 2**16),
+        limit,
+        num_samples is None,
     )
-    wanted = _wanted(stats, top_logprobs, logprobs_of, rows, draw.vocab_limit)
+    plain = stats is False and not top_logprobs and logprobs_of is None
+    wanted = _NOTHING if plain else _wanted(stats, top_logprobs, logprobs_of, rows, limit)
     if _traced(rows):
         found = library.sample(rows, cuts, draw, wanted)
     else:
-        found = dispatch.engine_for(device).sample(rows.detach(), cuts, draw, wanted)
+        found = dispatch.engine_for(device).sample(rows.detach() if rows.requires_grad else rows, cuts, draw, wanted)
     if check:
         _raise_if_flagged(found["status"])
-    if num_samples is None:
-        for name in ("tokens", "logprobs", "raw_logprobs"):
-            if name in found:
-                found[name] = found[name].squeeze(1)
     if logits.ndim == 1:
         found = {name: value.squeeze(0) for name, value in found.items()}
     return Sample(**found)
@@ -192,18 +192,14 @@ def _tensor(value):
     return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
 
 
-def _cuts(plan: Plan, rows: torch.Tensor) -> torch.Tensor:
+def _cuts(plan: Plan, batch: int, device: torch.device) -> torch.Tensor:
     if not isinstance(plan, Plan):
         raise TypeError(f"plan must be made with fastdecode.plan(...); got {plan!r}.")
-    if plan.rows is not None and plan.rows != rows.shape[0]:
+    if plan.rows is not None and plan.rows != batch:
         raise ValueError(
-            f"the plan's per-row parameters must have one value per row of logits ({rows.shape[0]}); got {plan.rows}."
+            f"the plan's per-row parameters must have one value per row of logits ({batch}); got {plan.rows}."
         )
-    return plan.packed(rows.device)
-
-
-def _limit(vocab_limit: int | None, rows: torch.Tensor) -> int:
-    return rows.shape[1] if vocab_limit is None else _count("vocab_limit", vocab_limit, 1, rows.shape[1])
+    return plan.packed(device)
 
 
 def _count(name: str, value: int, low: int, high: int) -> int:
@@ -214,6 +210,8 @@ def _count(name: str, value: int, low: int, high: int) -> int:
 
 def _coordinate(name: str, value, batch: int, low: int, high: int, device: torch.device) -> int | torch.Tensor:
     """A number, reduced to a signed 64-bit one, or an int64 [B] tensor on `device`."""
+    if type(value) is int and low <= value < 2**63 and value < high:  # the usual case, quickly
+        return value
     if isinstance(value, numbers.Integral) and not isinstance(value, bool) and low <= int(value) < high:
         return int(value) - 2**64 if int(value) >= 2**63 else int(value)
     if isinstance(value, torch.Tensor) and value.dtype == torch.int64 and value.shape in ((batch,), (1,), ()):
@@ -237,8 +235,6 @@ def _fresh_seed(rows: torch.Tensor) -> int | torch.Tensor:
 
 
 def _wanted(stats, top_logprobs: int, logprobs_of, rows: torch.Tensor, limit: int) -> Wanted:
-    if stats is False and not top_logprobs and logprobs_of is None:
-        return _NOTHING
     names = STATISTICS if stats is True else (stats,) if isinstance(stats, str) else tuple(stats or ())
     unknown = [name for name in names if name not in STATISTICS]
     if unknown:
@@ -253,7 +249,7 @@ def _wanted(stats, top_logprobs: int, logprobs_of, rows: torch.Tensor, limit: in
         logprobs_of = logprobs_of.unsqueeze(0) if logprobs_of.ndim == 1 and shape == [1] else logprobs_of
         if logprobs_of.ndim != 2 or logprobs_of.shape[0] != shape[0]:
             raise ValueError(f"logprobs_of must be [B, n] with B = {shape[0]}; got shape {list(logprobs_of.shape)}.")
-        logprobs_of = logprobs_of.to(rows.device)
+        logprobs_of = logprobs_of.to(rows.device).contiguous()
         if (
             logprobs_of.device.type == "cpu"
             and not _traced(rows)

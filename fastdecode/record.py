@@ -14,7 +14,7 @@ EMPTY = 2  # the row holds nothing that could be sampled: every logit is -inf
 STATISTICS = ("raw_logprobs", "entropy", "kept_mass", "max_prob", "margin")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)  # not frozen: that makes an object four times as slow to make
 class Draw:
     """The coordinates of the draws: each of seed, step, streams is one number for all rows or an int64 [B] tensor."""
 
@@ -23,6 +23,7 @@ class Draw:
     streams: torch.Tensor | None  # None: 0 .. B-1
     num_samples: int
     vocab_limit: int
+    flat: bool = False  # one sample: what is [B, num_samples] comes without the second dimension
 
     def columns(self, batch: int, device: torch.device) -> list[torch.Tensor]:
         """seed, step and streams as int64 [B] tensors on `device`."""
@@ -30,11 +31,20 @@ class Draw:
         return [_as_int64(t).to(device).expand(batch) for t in (self.seed, self.step, streams)]
 
 
+def drop_samples(found: dict[str, torch.Tensor], draw: Draw) -> dict[str, torch.Tensor]:
+    """What an engine found for [B, 1] samples, as `draw.flat` wants it."""
+    if draw.flat:
+        for name in ("tokens", "logprobs", "raw_logprobs"):
+            if name in found:
+                found[name] = found[name].squeeze(1)
+    return found
+
+
 def _as_int64(value: int | torch.Tensor) -> torch.Tensor:
     return value if isinstance(value, torch.Tensor) else torch.tensor([value], dtype=torch.int64)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)  # not frozen: that makes an object four times as slow to make
 class Wanted:
     """Which optional statistics to compute; those not wanted cost nothing."""
 
@@ -49,7 +59,7 @@ class Wanted:
         return names + (("logprobs_of",) if self.logprobs_of is not None else ())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)  # not frozen: that makes an object four times as slow to make
 class Sample:
     """Drawn tokens and what is known about them. Log-probabilities and entropies are in nats, float32.
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from . import philox
-from .record import EMPTY, NAN, OK, Draw, Wanted
+from .record import EMPTY, NAN, OK, Draw, Wanted, drop_samples
 from .rules import BY_LOGIT, COUNT, ENTROPY, FIELDS, FLOOR, MASS, SLACK, STOP_AFTER
 
 
@@ -151,7 +151,7 @@ def sample(logits: torch.Tensor, cuts: torch.Tensor, draw: Draw, wanted: Wanted)
     """Tokens and statistics; the fields are those of `fastdecode.Sample`."""
     rows = survivors(logits, cuts, draw.vocab_limit)
     tokens, _ = draw_tokens(rows, draw)
-    return {"tokens": tokens, **statistics(rows, tokens, wanted)}
+    return drop_samples({"tokens": tokens, **statistics(rows, tokens, wanted)}, draw)
 
 
 def draw_tokens(rows: Survivors, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:

@@ -182,7 +182,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(shipped):
     assert len(extension) == 1
     assert inside - extension == {
         "fastdecode/py.typed",
-        *(f"fastdecode/{path.name}" for path in ROOT.glob("fastdecode/*.py")),
+        *(f"fastdecode/{path.name}" for kind in ("py", "pyi") for path in ROOT.glob(f"fastdecode/*.{kind}")),
     }
     assert all(name in inside or ".dist-info/" in name for name in names)
     assert any(name.endswith("/LICENSE") for name in names)
