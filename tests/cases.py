@@ -271,6 +271,8 @@ CHAINS = (
     _chain("typical, top_h", fd.typical(0.7), fd.top_h(0.6)),
     _chain("top_h, top_p", fd.temperature(2.0), fd.top_h(0.8), fd.top_p(0.5)),
     _chain("three temperatures", fd.temperature(0.7), fd.top_p(0.95), fd.temperature(2.5), fd.min_p(0.1), fd.temperature(0.5)),
+    # The survivors lie so far below the maximum that their exponentials vanish beside it.
+    _chain("typical, cold", fd.temperature(2.0), fd.typical(0.3), fd.temperature(0.005), fd.top_p(0.9)),
     _chain("greedy", fd.temperature(0)),
     _chain("top_k, top_a, epsilon", fd.top_k(300), fd.top_a(0.05), fd.epsilon(2e-3)),
     _chain("greedy of the typical", fd.typical(0.2), fd.temperature(0), fd.top_p(0.5)),

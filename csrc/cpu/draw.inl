@@ -60,9 +60,9 @@ static double exponential_for(const Coordinates& at, int64_t index) { return exp
 
 class Drawer {
  public:
-  // 1. Group masses at scale c, once for all samples.
-  Drawer(Survivors& survivors, const Row& row, const Workspace& ws, float max, float c)
-      : gathered_(survivors.gathered()), interval_(survivors.interval()), row_(row), ws_(ws), max_(max), c_(c), mass_(survivors.sums_at(c).mass) {
+  // 1. Group masses at the scale of a temperature, once for all samples.
+  Drawer(Survivors& survivors, const Row& row, const Workspace& ws, Scale scale)
+      : gathered_(survivors.gathered()), interval_(survivors.interval()), row_(row), ws_(ws), scale_(scale), mass_(survivors.sums_at(scale).mass) {
     if (!gathered_) {
       runs_ = row.groups();
       return;
@@ -79,7 +79,7 @@ class Drawer {
     ws.run_start[runs_] = int32_t(n);
   }
 
-  double mass() const { return mass_; }  // of all survivors, relative to the row's maximum
+  double mass() const { return mass_; }  // of all survivors, relative to the base of the scale
 
   int64_t draw(Coordinates at, uint64_t sample, uint64_t request) const {
     at.stream = stream_for(kGroup, sample, request);
@@ -135,7 +135,7 @@ class Drawer {
     alignas(64) float buffer[kGroupSize], w[kGroupSize];
     double noise[kGroupSize + 63];
     const float* x = row_.group(group, -INFINITY, buffer);
-    for (int i = 0; i < kGroupSize; i += kLanes) store(w + i, exp2_of(scaled(load(x + i), all(max_), all(c_))));
+    for (int i = 0; i < kGroupSize; i += kLanes) store(w + i, exp2_of(scaled(load(x + i), all(scale_.base), all(scale_.c))));
     exponentials(at, group * kGroupSize, kGroupSize, noise);
     const float bottom = interval_.bottom();
     int best = 0;
@@ -151,7 +151,7 @@ class Drawer {
   const Interval interval_;
   const Row& row_;
   const Workspace& ws_;
-  const float max_, c_;
+  const Scale scale_;
   const double mass_;
   int64_t runs_ = 0;  // groups with gathered survivors, or all groups
 };

@@ -15,6 +15,13 @@ namespace FD_TARGET {
 
 FD_FN float scale_of(double temperature) { return float(1.0 / (temperature * kLn2)); }
 
+// Sums are taken at a scale: of y = (x - base) * c, for a temperature. c = 0: of nothing yet.
+struct Scale {
+  float c = 0, base = 0;
+  bool operator==(const Scale& other) const { return c == other.c && base == other.base; }
+  bool operator!=(const Scale& other) const { return !(*this == other); }
+};
+
 // The smallest float >= edge.
 FD_FN float round_up(double edge) {
   const float f = float(edge);
@@ -29,8 +36,14 @@ class Survivors {
   Interval interval() const { return interval_; }
   float top() const { return top_; }  // the largest survivor
 
+  // The row's maximum is the base as long as the survivors' exponentials do not vanish beside it: sums outlive cuts that way.
+  Scale at(double temperature) const {
+    const float c = scale_of(temperature);
+    return {c, (max_ - top_) * c > 16 ? top_ : max_};
+  }
+
   int64_t count() {
-    if (n_ < 0) sums_at(scale_of(1));
+    if (n_ < 0) sums_at(at(1));
     return n_;
   }
 
@@ -42,25 +55,26 @@ class Survivors {
       prefix(cut);
   }
 
-  // measure: sums over the survivors, d relative to the row's maximum; with what the draw needs in the workspace: y and w of
-  // gathered ones, the masses of their groups otherwise.
-  const Sums& sums_at(float c) {
+  // measure: sums over the survivors; with what the draw needs in the workspace: y and w of gathered ones, the masses of
+  // their groups otherwise.
+  const Sums& sums_at(Scale s) {
     if (gathered_) {
-      if (arrays_c_ != c) sums_ = gathered_sums(ws_, n_, max_, c), arrays_c_ = c;
-    } else if (sums_c_ != c || masses_c_ != c) {
-      sums_ = row_sums(row_, ws_, max_, c, interval_);
+      if (arrays_at_ != s) sums_ = gathered_sums(ws_, n_, s.base, s.c), arrays_at_ = s;
+    } else if (sums_are_at_ != s || masses_at_ != s) {
+      sums_ = row_sums(row_, ws_, s.base, s.c, interval_);
       if (n_ < 0) n_ = int64_t(sums_.n);
       sums_.n = double(n_);
-      masses_c_ = c;
-      if (interval_.open()) whole_ = sums_, whole_c_ = c;
+      masses_at_ = s;
+      if (interval_.open()) whole_ = sums_, whole_c_ = s.c;
     }
-    sums_c_ = c;
+    sums_are_at_ = s;
     return sums_;
   }
 
-  // Sums over the whole row, whatever survives.
-  const Sums& whole_at(float c) {
-    if (whole_c_ != c) whole_ = row_sums(row_, ws_, max_, c, {}), whole_.n = double(alive_), whole_c_ = c, masses_c_ = 0;
+  // Sums over the whole row, whatever survives; the base is the row's maximum.
+  const Sums& whole_at(double temperature) {
+    const float c = scale_of(temperature);
+    if (whole_c_ != c) whole_ = row_sums(row_, ws_, max_, c, {}), whole_.n = double(alive_), whole_c_ = c, masses_at_ = {};
     return whole_;
   }
 
@@ -72,59 +86,59 @@ class Survivors {
     cut.kind = kPrefix, cut.measure = kCount, cut.need = float(rank), cut.keep = 1, cut.within = INFINITY, cut.temperature = 1;
     if (gathered_) return search_gathered(cut, Sums{double(n_)}, {true, 0}).key;
     scout.prefix(cut);
-    masses_c_ = 0;
+    masses_at_ = {};
     return scout.interval_.lo;
   }
 
  private:
   float floor_edge(const Cut& cut) {
     const double t = cut.temperature;
-    const float c = scale_of(t);
+    const Scale s = at(t);
     Whole whole;
     if (wants_sums(cut)) {
-      const Sums& sums = valid_sums_at(c);
-      whole.ln_mass = log(sums.mass) - (double(top_) - double(max_)) / t;
+      const Sums& sums = valid_sums_at(s);
+      whole.ln_mass = log(sums.mass) - (double(top_) - double(s.base)) / t;
       whole.entropy = entropy_of(sums);
     }
     if (cut.w_sd != 0 || cut.w_p2 != 0) {
-      const Spread spread = gathered_ ? gathered_spread(ws_, n_, max_, c) : row_spread(row_, max_, c, interval_);
+      const Spread spread = gathered_ ? gathered_spread(ws_, n_, s.base, s.c) : row_spread(row_, s.base, s.c, interval_);
       const double squares = spread.squares - spread.sum * spread.sum / spread.n;
       whole.sd = spread.n > 1 ? sqrt(fmax(squares, 0.0) / (spread.n - 1)) / t : 0.0;
-      if (cut.w_p2 != 0) whole.ln_p2 = log(spread.mass2) - 2 * log(valid_sums_at(c).mass);
+      if (cut.w_p2 != 0) whole.ln_p2 = log(spread.mass2) - 2 * log(valid_sums_at(s).mass);
     }
     const float edge = round_up(double(top_) + t * floor_of(cut, whole));
     return cut.keep > 1 ? fminf(edge, nth_largest(cut.keep)) : edge;
   }
 
   // The sums that a search left over are as good as new ones.
-  const Sums& valid_sums_at(float c) { return sums_c_ == c ? sums_ : sums_at(c); }
+  const Sums& valid_sums_at(Scale s) { return sums_are_at_ == s ? sums_ : sums_at(s); }
 
   void prefix(const Cut& cut) {
     const bool all_exist = !(cut.within < float(count()));
     if (all_exist && (cut.need == INFINITY || (int(cut.measure) == kCount && double(cut.need) >= double(count())))) return;
-    const float c = scale_of(cut.temperature);
-    if (!all_exist) return prefix_within(cut, c);
-    const Sums whole = wants_sums(cut) ? valid_sums_at(c) : Sums{double(count())};
+    const Scale s = at(cut.temperature);
+    if (!all_exist) return prefix_within(cut, s);
+    const Sums whole = wants_sums(cut) ? valid_sums_at(s) : Sums{double(count())};
     Keys keys{int(cut.order) == kByLogit, 0};
     if (!keys.by_logit) keys.centre = float(whole.moment / whole.mass / kLn2);
     if (gathered_) {
-      if (arrays_c_ != c) gathered_sums(ws_, n_, max_, c), arrays_c_ = c;
-      return narrow_to(search_gathered(cut, whole, keys), n_, keys, c);
+      if (arrays_at_ != s) gathered_sums(ws_, n_, s.base, s.c), arrays_at_ = s;
+      return narrow_to(search_gathered(cut, whole, keys), n_, keys, s);
     }
     Seen seen;
-    if (prefix_near_top(cut, whole, keys, c, &seen)) return;
-    if (row_.groups() >= 32 && prefix_by_bracket(cut, whole, keys, c, seen)) return;
+    if (prefix_near_top(cut, whole, keys, s, &seen)) return;
+    if (row_.groups() >= 32 && prefix_by_bracket(cut, whole, keys, s, seen)) return;
     const int64_t n = gather(row_, ws_, interval_);  // exact whatever happens
-    gathered_sums(ws_, n, max_, c);
-    narrow_to(search_arrays(cut, whole, keys, n), n, keys, c);
+    gathered_sums(ws_, n, s.base, s.c);
+    narrow_to(search_arrays(cut, whole, keys, n), n, keys, s);
   }
 
   // Only the `within` largest exist for this cut; of a straddling group of ties, its share.
-  void prefix_within(const Cut& cut, float c) {
+  void prefix_within(const Cut& cut, Scale s) {
     const float boundary = nth_largest(cut.within);
     const int64_t n = gathered_ ? n_ : gather(row_, ws_, {boundary, interval_.hi});
     narrow_gathered(n, {boundary, interval_.hi});
-    Sums whole = sums_at(c), tied;
+    Sums whole = sums_at(s), tied;
     for (int64_t i = 0; i < n_; ++i)
       if (ws_.x[i] == boundary) add(&tied, ws_.w[i], ws_.y[i]);
     const double share = (double(cut.within) - (double(n_) - tied.n)) / tied.n;
@@ -133,12 +147,12 @@ class Survivors {
       if (ws_.x[i] == boundary) ws_.w[i] *= float(share);
     const Edge edge = search_gathered(cut, whole, {true, 0});
     if (edge.stopped) narrow_gathered(n_, {edge.key, interval_.hi});
-    sums_c_ = arrays_c_ = 0;  // the weights in the workspace and the sums of the search were shares
+    sums_are_at_ = arrays_at_ = {};  // the weights in the workspace and the sums of the search were shares
   }
 
   Edge search_gathered(const Cut& cut, const Sums& whole, Keys keys) {
-    const float c = scale_of(cut.temperature);
-    if (int(cut.measure) == kCount && arrays_c_ == 0) gathered_sums(ws_, n_, max_, c), arrays_c_ = c;
+    const Scale s = at(cut.temperature);
+    if (int(cut.measure) == kCount && arrays_at_.c == 0) gathered_sums(ws_, n_, s.base, s.c), arrays_at_ = s;
     return search_arrays(cut, whole, keys, n_);
   }
 
@@ -157,7 +171,7 @@ class Survivors {
   };
 
   // search among the tokens above a bound. True if the edge was there; else *seen says what was looked at.
-  bool prefix_near_top(const Cut& cut, const Sums& whole, Keys keys, float c, Seen* seen) {
+  bool prefix_near_top(const Cut& cut, const Sums& whole, Keys keys, Scale s, Seen* seen) {
     const double need = needed(cut, whole);
     const bool by_count = int(cut.measure) == kCount;
     for (int64_t rank = by_count ? int64_t(cut.need) : 32; rank <= 192 || (by_count && rank < row_.groups()); rank *= 5) {
@@ -165,13 +179,13 @@ class Survivors {
       if (bound == kLowest) return false;
       bound = fmaxf(bound, interval_.lo);
       seen->bound = bound, seen->n = gather(row_, ws_, {bound, interval_.hi});
-      Sums part = gathered_sums(ws_, seen->n, max_, c);
+      Sums part = gathered_sums(ws_, seen->n, s.base, s.c);
       int64_t near = seen->n;
       if (keys.by_logit) {
         memcpy(ws_.key, ws_.x, size_t(near) * 4), memcpy(ws_.key_w, ws_.w, size_t(near) * 4), memcpy(ws_.key_y, ws_.y, size_t(near) * 4);
       } else {
         // All tokens nearer to the centre than this are seen.
-        const float radius = bound > interval_.lo ? keys.centre - (bound - max_) * c : INFINITY;
+        const float radius = bound > interval_.lo ? keys.centre - (bound - s.base) * s.c : INFINITY;
         part = {}, near = 0;
         for (int64_t i = 0; i < seen->n; ++i) {
           const float distance = fabsf(ws_.y[i] - keys.centre);
@@ -180,7 +194,7 @@ class Survivors {
         }
       }
       if (reaches(cut, part, whole, need) || bound == interval_.lo) {
-        narrow_to(search(cut, whole, ws_, near), seen->n, keys, c);
+        narrow_to(search(cut, whole, ws_, near), seen->n, keys, s);
         return true;
       }
     }
@@ -188,15 +202,15 @@ class Survivors {
   }
 
   // search with one more pass over the row, near where a sample has the edge. False: it was not there, nothing has changed.
-  bool prefix_by_bracket(const Cut& cut, const Sums& whole, Keys keys, float c, const Seen& seen) {
+  bool prefix_by_bracket(const Cut& cut, const Sums& whole, Keys keys, Scale s, const Seen& seen) {
     const double need = needed(cut, whole);
-    const int64_t n_keys = take_sample(row_, ws_, seen.n, seen.bound, max_, c, interval_, keys, int(cut.measure) == kCount);
+    const int64_t n_keys = take_sample(row_, ws_, seen.n, seen.bound, s.base, s.c, interval_, keys, int(cut.measure) == kCount);
     const Bracket bracket = guess(cut, whole, ws_, seen.n, n_keys);
-    masses_c_ = 0;
-    const Split found = keys.by_logit ? split<true>(row_, ws_, max_, c, interval_, keys, bracket)
-                                      : split<false>(row_, ws_, max_, c, interval_, keys, bracket);
+    masses_at_ = {};
+    const Split found = keys.by_logit ? split<true>(row_, ws_, s.base, s.c, interval_, keys, bracket)
+                                      : split<false>(row_, ws_, s.base, s.c, interval_, keys, bracket);
     if (found.above.n > 0 && reaches(cut, found.above, whole, need)) return false;
-    const Sums inside = gathered_sums(ws_, found.between, max_, c);
+    const Sums inside = gathered_sums(ws_, found.between, s.base, s.c);
     if (!reaches(cut, plus(found.above, inside), whole, need)) return false;
 
     const Edge edge = search_arrays(cut, whole, keys, found.between, found.above);
@@ -219,16 +233,16 @@ class Survivors {
       narrow_gathered(gather(row_, ws_, kept), kept);
     } else {
       shrink(kept);
-      n_ = n, masses_c_ = c;
+      n_ = n, masses_at_ = s;
     }
-    sums_ = edge.kept, sums_c_ = c;
+    sums_ = edge.kept, sums_are_at_ = s;
     return true;
   }
 
   // narrow: after a search among n gathered tokens, at the scale of their y.
-  void narrow_to(const Edge& edge, int64_t n, Keys keys, float c) {
+  void narrow_to(const Edge& edge, int64_t n, Keys keys, Scale s) {
     if (!edge.stopped) {
-      if (!gathered_) arrays_c_ = 0;
+      if (!gathered_) arrays_at_ = {};
       return;
     }
     Interval kept{edge.key, interval_.hi};
@@ -238,7 +252,7 @@ class Survivors {
         if (-fabsf(ws_.y[i] - keys.centre) >= edge.key) kept.lo = fminf(kept.lo, ws_.x[i]), kept.hi = fmaxf(kept.hi, ws_.x[i]);
     }
     narrow_gathered(n, kept);
-    sums_ = edge.kept, sums_c_ = c;
+    sums_ = edge.kept, sums_are_at_ = s;
   }
 
   // narrow: the survivors become those at or above `lo`.
@@ -249,14 +263,14 @@ class Survivors {
     const int64_t n = gather(row_, ws_, kept, row_.limit / 16);
     if (n >= 0) return narrow_gathered(n, kept);
     shrink(kept);
-    n_ = -1, sums_c_ = masses_c_ = 0;
+    n_ = -1, sums_are_at_ = masses_at_ = {};
   }
 
   void narrow_gathered(int64_t n, Interval kept) {
     shrink(kept);
     n_ = keep_between(ws_, n, interval_);
     gathered_ = true;
-    sums_c_ = arrays_c_ = 0;
+    sums_are_at_ = arrays_at_ = {};
   }
 
   void shrink(Interval kept) {
@@ -273,9 +287,10 @@ class Survivors {
   int64_t n_;                 // survivors; -1: not counted yet
   const int64_t alive_;       // tokens of the row above -inf
   Sums sums_, whole_;         // over the survivors, over the row;
-  float sums_c_ = 0, whole_c_ = 0;  // the scales they are at, 0: not valid
-  float arrays_c_ = 0;        // the scale of ws.y and ws.w of gathered survivors
-  float masses_c_ = 0;        // the scale of ws.group_mass of survivors that are not gathered
+  Scale sums_are_at_;         // the scales they are at
+  float whole_c_ = 0;
+  Scale arrays_at_;           // of ws.y and ws.w of gathered survivors
+  Scale masses_at_;           // of ws.group_mass of survivors that are not gathered
 };
 
 }  // namespace FD_TARGET

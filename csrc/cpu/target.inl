@@ -192,20 +192,21 @@ static void sample_row(const SampleArgs& args, int64_t r, const Workspace& ws) {
     fill(args.logprobs + r * n, n, 0.0f);
     args.kept[r] = 1;
   } else {
-    const Drawer drawer(survivors, opened.row, ws, opened.extent.max, scale_of(t));
+    const Scale scale = survivors.at(t);
+    const Drawer drawer(survivors, opened.row, ws, scale);
     const Coordinates at{uint64_t(args.seed.base[r * args.seed.stride]), uint64_t(args.step.base[r * args.step.stride]), 0};
     const uint64_t request = args.stream.base ? uint64_t(args.stream.base[r * args.stream.stride]) : uint64_t(r);
-    mass = drawer.mass();
     for (int64_t s = 0; s < n; ++s) {
       tokens[s] = drawer.draw(at, uint64_t(s), request);
-      args.logprobs[r * n + s] = float((double(opened.row.at(tokens[s])) - max) / t - log(mass));
+      args.logprobs[r * n + s] = float((double(opened.row.at(tokens[s])) - double(scale.base)) / t - log(drawer.mass()));
     }
+    mass = drawer.mass() * exp((double(scale.base) - max) / t);
     args.kept[r] = survivors.count();
   }
 
   // The distribution after temperature and before truncation; a greedy row's is one token.
   if (args.entropy || args.kept_mass || args.max_prob || args.margin) {
-    const Sums whole = t == 0 ? Sums{1, 1, 0} : survivors.whole_at(scale_of(t));
+    const Sums whole = t == 0 ? Sums{1, 1, 0} : survivors.whole_at(t);
     if (args.entropy) args.entropy[r] = float(entropy_of(whole));
     if (args.kept_mass) args.kept_mass[r] = float(fmin(mass / whole.mass, 1.0));
     if (args.max_prob) args.max_prob[r] = float(1 / whole.mass);
@@ -216,7 +217,7 @@ static void sample_row(const SampleArgs& args, int64_t r, const Workspace& ws) {
   }
   // The distribution at temperature 1, before any rule.
   if (args.raw_logprobs || args.logprobs_of || args.top) {
-    const double ln_mass = log(survivors.whole_at(scale_of(1)).mass);
+    const double ln_mass = log(survivors.whole_at(1).mass);
     auto raw = [&](int64_t id) { return float(double(opened.row.at(id)) - max - ln_mass); };
     for (int64_t s = 0; args.raw_logprobs && s < n; ++s) args.raw_logprobs[r * n + s] = raw(tokens[s]);
     for (int64_t k = 0; args.logprobs_of && k < args.ids_per_row; ++k)
