@@ -1,5 +1,6 @@
 # make demo     set everything up and watch a real model write with three samplers side by side
 # make test     set everything up and run all tests
+# make bench    measure, with the peers, and write bench/results, the README's tables and plots: ten minutes; bench-quick: one
 # make dev      compile the extension again after a change in csrc/ (Python files need nothing)
 # make doctor   versions, build, engines, self-test
 # make lint     formatting and types
@@ -27,13 +28,20 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 # Without build isolation, objects under build/ are found again by the next build.
 IN_PLACE := $(PIP) --no-build-isolation -e
 
-.PHONY: demo test dev doctor lint clean native
+.PHONY: demo test bench bench-quick dev doctor lint clean native
 
 demo: $(VENV)/.demo native
 	$(BIN)/python -m fastdecode generate "$(PROMPT)" --compare --temperature 1.2 --seed $(SEED)
 
 test: $(VENV)/.test native
 	$(BIN)/pytest -q tests
+
+# Close other programs first; llama.cpp is measured too where llama-cpp-python is installed in .venv.
+bench: $(VENV)/.bench native
+	$(BIN)/python -m bench.run
+
+bench-quick: $(VENV)/.bench native
+	$(BIN)/python -m bench.run --quick
 
 dev: $(VENV)/.package native
 
@@ -74,6 +82,10 @@ $(VENV)/.demo: $(VENV)/.base pyproject.toml
 $(VENV)/.test: $(VENV)/.demo
 	$(IN_PLACE) ".[test]"
 	@touch $@
+
+$(VENV)/.bench: $(VENV)/.base pyproject.toml
+	$(IN_PLACE) ".[bench]"
+	@touch $@ $(VENV)/.package
 
 $(VENV)/.lint: $(VENV)/.base pyproject.toml
 	$(IN_PLACE) ".[lint]"

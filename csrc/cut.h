@@ -33,6 +33,10 @@ static_assert(sizeof(Cut) == kFields * sizeof(float), "a packed plan is read as 
 // A need or floor met to within one part in a million counts as met (rules.py: SLACK).
 constexpr double kSlack = 1e-6;
 
+// Below this entropy, in nats, all mass is on one token as far as float32 can tell, and a share of it means nothing: such a
+// cut keeps everything (rules.py: CERTAIN).
+constexpr double kCertain = 1e-30;
+
 // Sums over a set of tokens, with d = (x - max) / T and any fixed max >= all x of the set: only differences of d matter
 // to everything below but the floor, which wants the set's own maximum.
 struct Sums {
@@ -59,8 +63,10 @@ FD_FN double needed(const Cut& cut, const Sums& whole) {
   switch (int(cut.measure)) {
     case kCount: return double(cut.need);
     case kMass: return double(cut.need) * whole.mass * (1 + slack);
-    default: return double(cut.need) * entropy_of(whole) * (1 + slack);
+    default: break;
   }
+  const double entropy = entropy_of(whole);
+  return entropy < kCertain ? double(INFINITY) : double(cut.need) * entropy * (1 + slack);
 }
 
 // Is the walk over at the group of tied tokens that takes the sums from `before` to `through`? A kStopAfter prefix then

@@ -13,7 +13,7 @@ import torch
 
 from . import philox
 from .record import EMPTY, NAN, OK, Draw, Wanted, drop_samples
-from .rules import BY_LOGIT, COUNT, ENTROPY, FIELDS, FLOOR, MASS, SLACK, STOP_AFTER
+from .rules import BY_LOGIT, CERTAIN, COUNT, ENTROPY, FIELDS, FLOOR, MASS, SLACK, STOP_AFTER
 
 
 class Survivors(NamedTuple):
@@ -109,15 +109,16 @@ def _prefix(d: torch.Tensor, keep: torch.Tensor, cut: dict[str, torch.Tensor]) -
     wd = _times(w, d)
     mass, moment = w.cumsum(1).gather(1, end), wd.cumsum(1).gather(1, end)
     entropy = z.log() - wd.sum(1, keepdim=True) / z
+    share_of_entropy = torch.where(entropy < CERTAIN, math.inf, cut["need"] * entropy)
     measure = int(cut["measure"][0])
     if measure == COUNT:
         measured, need = n, cut["need"]
     elif measure == MASS:
         measured, need = mass, cut["need"] * z
     elif measure == ENTROPY:
-        measured, need = mass.log() - moment / mass, cut["need"] * entropy
+        measured, need = mass.log() - moment / mass, share_of_entropy
     else:
-        measured, need = (mass * z.log() - moment) / z, cut["need"] * entropy
+        measured, need = (mass * z.log() - moment) / z, share_of_entropy
 
     if int(cut["stop"][0]) == STOP_AFTER:  # keep a group if the need was not yet met before it
         slack = 0.0 if measure == COUNT else SLACK

@@ -30,6 +30,7 @@ COUNT, MASS, SURPRISAL, ENTROPY = 0, 1, 2, 3  # measure
 STOP_AFTER, STOP_BEFORE = 0, 1  # is the token that meets the need kept?
 
 SLACK = 1e-6  # one part in a million: the rounding of one float32 logit of ordinary size
+CERTAIN = 1e-30  # nats: a share of less entropy than this means nothing, and such a cut keeps everything
 
 Parameter = float | torch.Tensor
 
@@ -146,7 +147,8 @@ def top_h(alpha: Parameter, variant: str = "paper") -> Rule:
     `variant="paper"`: H(q) <= alpha * H(p), with q the renormalised prefix and p all survivors.
     `variant="hf"`: transformers' rule: p is the 100 largest logits, renormalised, and the prefix is measured by its share
     of the sum -p ln p, without renormalising it. The two differ on most rows. The token that would exceed the bound is left
-    out, and with it the tokens that tie with it; the largest logit always stays.
+    out, and with it the tokens that tie with it; the largest logit always stays. A row whose entropy float32 cannot tell
+    from 0 is left as it is: its other tokens have no mass that could be drawn.
 
     Args:
         alpha: in (0, 1], or a [B] tensor. Usual value: 0.4.

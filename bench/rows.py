@@ -1,0 +1,47 @@
+"""Rows of logits to measure on, all from tests/cases.py: real ones, stand-ins for other vocabularies, and synthetic ones.
+
+"real" at V = 49152 are rows of SmolLM2-135M. At other sizes there is no real data here, so these are STAND-INS: for a smaller V
+the same random subset of the tokens of every row; for a larger one the row, followed by copies of itself, each OFFSET nats
+below the one before and blurred by normal noise of JITTER nats. So they keep the shape of a real row (a few candidates, a
+long tail), and the tail gets longer; they are not rows of a model of that vocabulary. A random subset often loses a row's best
+candidates: at V = 32000 some rows are flatter than real ones, and top-p and typical keep more.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import cases
+import torch
+
+OFFSET, JITTER = 2.0, 0.25
+SYNTHETIC = ("flat", "peaked", "ties")
+
+
+def rows(kind: str, vocab: int, count: int) -> torch.Tensor:
+    """float32 [count, vocab] of a kind: "real", "flat", "peaked" or "ties"; the same at every call."""
+    if kind == "real":
+        return _real(vocab, count)
+    if kind == "flat":  # the scales of the inputs of these names in tests/cases.py
+        return cases.normal(count, vocab, 0.3, 1)
+    if kind == "peaked":
+        return cases.normal(count, vocab, 8.0, 2)
+    if kind == "ties":
+        return cases.normal(count, vocab, 3.0, 5).round()
+    raise ValueError(f"rows are real, {', '.join(SYNTHETIC)}; got {kind!r}.")
+
+
+@cache
+def _real(vocab: int, count: int) -> torch.Tensor:
+    given = cases.real()
+    step = max(1, len(given) // count)
+    given = given[::step][:count]  # from all of the prompts
+    own = given.shape[1]
+    seeded = torch.Generator().manual_seed(vocab)
+    if vocab <= own:
+        chosen = torch.randperm(own, generator=seeded)[:vocab].sort().values
+        return given[:, chosen].contiguous()
+    tiles = [given]
+    for i in range(1, -(-vocab // own)):
+        tiles.append(given - OFFSET * i + JITTER * torch.randn(given.shape, generator=seeded))
+    return torch.cat(tiles, 1)[:, :vocab].contiguous()
