@@ -42,21 +42,21 @@ struct SampleArgs {
   Plan plan;
   Coordinate seed, step, stream;
   int64_t num_samples = 1;
-  int64_t* tokens = nullptr;        // [rows, num_samples]
-  float* logprobs = nullptr;        // [rows, num_samples]
+  int64_t* tokens = nullptr;  // [rows, num_samples]
+  float* logprobs = nullptr;  // [rows, num_samples]
   int64_t* kept = nullptr;
   uint8_t* status = nullptr;
-  float* raw_logprobs = nullptr;    // [rows, num_samples]
+  float* raw_logprobs = nullptr;  // [rows, num_samples]
   float* entropy = nullptr;
   float* kept_mass = nullptr;
   float* max_prob = nullptr;
   float* margin = nullptr;
   int64_t top = 0;
-  float* top_logprobs = nullptr;    // [rows, top]
-  int64_t* top_ids = nullptr;       // [rows, top]
+  float* top_logprobs = nullptr;  // [rows, top]
+  int64_t* top_ids = nullptr;     // [rows, top]
   int64_t ids_per_row = 0;
-  const int64_t* ids = nullptr;     // [rows, ids_per_row], in [0, limit)
-  float* logprobs_of = nullptr;     // [rows, ids_per_row]
+  const int64_t* ids = nullptr;  // [rows, ids_per_row], in [0, limit)
+  float* logprobs_of = nullptr;  // [rows, ids_per_row]
 };
 
 }  // namespace fastdecode

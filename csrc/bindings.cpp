@@ -25,8 +25,9 @@ Logits logits_of(uintptr_t base, int dtype, int64_t rows, int64_t vocab, int64_t
 
 Plan plan_of(uintptr_t cuts, int64_t plans, int count) { return {at<const Cut>(cuts), count, plans == 1 ? 0 : count}; }
 
-void truncate_cpu(uintptr_t base, int dtype, int64_t rows, int64_t vocab, int64_t row_stride, int64_t limit, uintptr_t cuts,
-                  int64_t plans, int count, uintptr_t out, int64_t out_row_stride, float filter_value, int threads) {
+void truncate_cpu(uintptr_t base, int dtype, int64_t rows, int64_t vocab, int64_t row_stride, int64_t limit,
+                  uintptr_t cuts, int64_t plans, int count, uintptr_t out, int64_t out_row_stride, float filter_value,
+                  int threads) {
   TruncateArgs args;
   args.logits = logits_of(base, dtype, rows, vocab, row_stride, limit);
   args.plan = plan_of(cuts, plans, count);
@@ -45,12 +46,13 @@ struct Number {
   }
 };
 
-void sample_cpu(uintptr_t base, int dtype, int64_t rows, int64_t vocab, int64_t row_stride, int64_t limit, uintptr_t cuts,
-                int64_t plans, int count, int64_t seed, uintptr_t seeds, int64_t seed_stride, int64_t step, uintptr_t steps,
-                int64_t step_stride, uintptr_t streams, int64_t stream_stride, int64_t num_samples, uintptr_t tokens,
-                uintptr_t logprobs, uintptr_t kept, uintptr_t status, uintptr_t raw_logprobs, uintptr_t entropy,
-                uintptr_t kept_mass, uintptr_t max_prob, uintptr_t margin, int64_t top, uintptr_t top_logprobs,
-                uintptr_t top_ids, int64_t ids_per_row, uintptr_t ids, uintptr_t logprobs_of, int threads) {
+void sample_cpu(uintptr_t base, int dtype, int64_t rows, int64_t vocab, int64_t row_stride, int64_t limit,
+                uintptr_t cuts, int64_t plans, int count, int64_t seed, uintptr_t seeds, int64_t seed_stride,
+                int64_t step, uintptr_t steps, int64_t step_stride, uintptr_t streams, int64_t stream_stride,
+                int64_t num_samples, uintptr_t tokens, uintptr_t logprobs, uintptr_t kept, uintptr_t status,
+                uintptr_t raw_logprobs, uintptr_t entropy, uintptr_t kept_mass, uintptr_t max_prob, uintptr_t margin,
+                int64_t top, uintptr_t top_logprobs, uintptr_t top_ids, int64_t ids_per_row, uintptr_t ids,
+                uintptr_t logprobs_of, int threads) {
   const Number the_seed{seed}, the_step{step};
   SampleArgs args;
   args.logits = logits_of(base, dtype, rows, vocab, row_stride, limit);
@@ -70,7 +72,8 @@ void sample_cpu(uintptr_t base, int dtype, int64_t rows, int64_t vocab, int64_t 
 }
 
 std::vector<uint32_t> philox(const std::vector<uint32_t>& counter, const std::vector<uint32_t>& key) {
-  if (counter.size() != 4 || key.size() != 2) throw std::invalid_argument("philox4x32_10 takes 4 counter words and 2 key words");
+  if (counter.size() != 4 || key.size() != 2)
+    throw std::invalid_argument("philox4x32_10 takes 4 counter words and 2 key words");
   const Words out = philox4x32_10({{counter[0], counter[1], counter[2], counter[3]}}, key[0], key[1]);
   return {out.w, out.w + 4};
 }
@@ -86,7 +89,9 @@ std::string compiler() {
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
-  m.doc() = "The compiled engines of fastdecode. Use the functions of the package; these take raw addresses and check nothing.";
+  m.doc() =
+      "The compiled engines of fastdecode. Use the functions of the package; these take raw addresses and check "
+      "nothing.";
   m.def("truncate_cpu", &truncate_cpu);
   m.def("sample_cpu", &sample_cpu);
   m.def("philox4x32_10", &philox);

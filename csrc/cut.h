@@ -27,8 +27,9 @@ struct Cut {
 };
 constexpr int kFields = 13;
 static_assert(sizeof(Cut) == kFields * sizeof(float), "a packed plan is read as an array of Cut");
-#define FD_CUT_FIELDS \
-  "kind", "order", "measure", "stop", "temperature", "need", "within", "keep", "w_lse", "w_sd", "w_p2", "offset", "offset_h"
+#define FD_CUT_FIELDS                                                                                             \
+  "kind", "order", "measure", "stop", "temperature", "need", "within", "keep", "w_lse", "w_sd", "w_p2", "offset", \
+      "offset_h"
 
 // A need or floor met to within one part in a million counts as met (rules.py: SLACK).
 constexpr double kSlack = 1e-6;

@@ -29,7 +29,8 @@ struct Words {
 FD_FN Words philox4x32_10(Words counter, uint32_t key0, uint32_t key1) {
   for (int round = 0; round < 10; ++round) {
     const uint64_t p0 = uint64_t(counter.w[0]) * 0xD2511F53u, p1 = uint64_t(counter.w[2]) * 0xCD9E8D57u;
-    counter = {{uint32_t(p1 >> 32) ^ counter.w[1] ^ key0, uint32_t(p1), uint32_t(p0 >> 32) ^ counter.w[3] ^ key1, uint32_t(p0)}};
+    counter = {{uint32_t(p1 >> 32) ^ counter.w[1] ^ key0, uint32_t(p1), uint32_t(p0 >> 32) ^ counter.w[3] ^ key1,
+                uint32_t(p0)}};
     key0 += 0x9E3779B9u;
     key1 += 0xBB67AE85u;
   }
@@ -41,7 +42,8 @@ struct Coordinates {
 };
 
 FD_FN uint64_t stream_for(Use use, uint64_t sample, uint64_t request) {
-  return uint64_t(use) << (kStreamBits + kSampleBits) | sample << kStreamBits | (request & ((uint64_t(1) << kStreamBits) - 1));
+  return uint64_t(use) << (kStreamBits + kSampleBits) | sample << kStreamBits |
+         (request & ((uint64_t(1) << kStreamBits) - 1));
 }
 
 // The words of indices 4 * quad .. 4 * quad + 3.

@@ -28,8 +28,8 @@ constexpr int kStretch = 16;  // tokens of a group in the sample
 
 // 1. Turns the n gathered tokens, all those at or above `bound`, into keys, and adds the sample of those below it: keys, weights
 //    and y in x, w and y of the workspace. A weight is a token's mass, or 1 if `by_count`.
-static int64_t take_sample(const Row& row, const Workspace& ws, int64_t n, float bound, float max, float c, Interval interval,
-                           Keys keys, bool by_count) {
+static int64_t take_sample(const Row& row, const Workspace& ws, int64_t n, float bound, float max, float c,
+                           Interval interval, Keys keys, bool by_count) {
   alignas(64) float buffer[kGroupSize];
   for (int64_t i = 0; i < n; i += kLanes) {
     store(ws.x + i, Keys::of(keys, load(ws.x + i), load(ws.y + i)));
@@ -75,15 +75,17 @@ static Bracket guess(Cut cut, Sums whole, const Workspace& ws, int64_t exact, in
     return edge.stopped ? edge.key : kLowest;
   };
   const float middle = edge_from({});
-  float weight = 0, y = 0;  // what is at the edge
+  float weight = 0, y = 0;                                      // what is at the edge
   V above = all(0.0f), above2 = all(0.0f), below2 = all(0.0f);  // sums of the sample on each side; rough ones will do
   for (int64_t i = start; i < end; i += kLanes) {
     const V w = load(ws.w + i), key = load(ws.x + i), up = zero_unless(at_least(key, all(middle)), w), down = w - up;
     above += up, above2 += up * up, below2 += down * down;
-    for (uint32_t at = bits_of(both(at_least(key, all(middle)), at_least(all(middle), key))); at; at = 0) weight = ws.w[i + __builtin_ctz(at)], y = ws.y[i + __builtin_ctz(at)];
+    for (uint32_t at = bits_of(both(at_least(key, all(middle)), at_least(all(middle), key))); at; at = 0)
+      weight = ws.w[i + __builtin_ctz(at)], y = ws.y[i + __builtin_ctz(at)];
   }
   auto sum = [](V x) { return sum_of_lanes(pairs_of(x)); };
-  const double share = rest > 0 ? fmin(sum(above) / rest, 1.0) : 0;  // the sum above errs by what is on either side of the edge
+  const double share =
+      rest > 0 ? fmin(sum(above) / rest, 1.0) : 0;  // the sum above errs by what is on either side of the edge
   const double margin = 4 * sqrt((1 - share) * (1 - share) * sum(above2) + share * share * sum(below2)) + 8.0 * weight;
   Bracket bracket{edge_from({0, margin, margin * y * kLn2}), kLowest};
   // More than the row holds may be asked for: then with less certainty, rather than the whole rest of the row.
@@ -100,8 +102,8 @@ struct Split {
 
 // 3. Adds up the survivors whose keys lie above the bracket, in total and by group, and gathers those inside it.
 template <bool kByLogit>
-static Split split(const Row& row, const Workspace& ws, float max, float c, Interval interval, Keys keys, Bracket bracket) {
-  alignas(64) float buffer[kGroupSize];
+static Split split(const Row& row, const Workspace& ws, float max, float c, Interval interval, Keys keys,
+                   Bracket bracket) {
   const float bottom = kByLogit && bracket.below > interval.bottom() ? bracket.below : interval.bottom();
   const V max_v = all(max), c_v = all(c);
   Split found;
@@ -109,16 +111,15 @@ static Split split(const Row& row, const Workspace& ws, float max, float c, Inte
   V minus_lowest = all(-INFINITY), highest = all(-INFINITY);
   int64_t count = 0;
   keys.by_logit = kByLogit;
-  for (int64_t g = 0; g < row.groups(); ++g) {
+  row.each(-INFINITY, [&](int64_t g, auto x) FD_INLINE {
     ws.group_mass[g] = 0;
-    if (!(ws.group_max[g] >= bottom)) continue;
-    const float* x = row.group(g, -INFINITY, buffer);
+    if (!(ws.group_max[g] >= bottom)) return;
     D group_mass{};
     for (int chunk = 0; chunk < kGroupSize; chunk += kChunk) {
       V mass = all(0.0f), moment = all(0.0f);
       for (int i = chunk; i < chunk + kChunk; i += kStep * kLanes) {
         V v[kStep], y[kStep], w[kStep];
-        for (int k = 0; k < kStep; ++k) v[k] = load(x + i + k * kLanes);
+        for (int k = 0; k < kStep; ++k) v[k] = x[i + k * kLanes];
         for (int k = 0; k < kStep; ++k) y[k] = scaled(v[k], max_v, c_v);
         exp2_of<kStep>(y, w);
         for (int k = 0; k < kStep; ++k) {
@@ -135,7 +136,8 @@ static Split split(const Row& row, const Workspace& ws, float max, float c, Inte
           }
           // Nearly every vector holds one or none: where packing is two instructions, a branch would cost more.
           if (kLanes == 16 || between)
-            found.between = append(ws, v[k], count_from(int32_t(g * kGroupSize + i + k * kLanes)), between, found.between);
+            found.between =
+                append(ws, v[k], count_from(int32_t(g * kGroupSize + i + k * kLanes)), between, found.between);
         }
       }
       group_mass += pairs_of(mass);
@@ -143,7 +145,7 @@ static Split split(const Row& row, const Workspace& ws, float max, float c, Inte
     }
     ws.group_mass[g] = sum_of_lanes(group_mass);
     masses += group_mass;
-  }
+  });
   found.above = {double(count), sum_of_lanes(masses), sum_of_lanes(moments) * kLn2};
   found.lowest = -largest_lane(minus_lowest), found.highest = largest_lane(highest);
   return found;

@@ -62,7 +62,12 @@ class Drawer {
  public:
   // 1. Group masses at the scale of a temperature, once for all samples.
   Drawer(Survivors& survivors, const Row& row, const Workspace& ws, Scale scale)
-      : gathered_(survivors.gathered()), interval_(survivors.interval()), row_(row), ws_(ws), scale_(scale), mass_(survivors.sums_at(scale).mass) {
+      : gathered_(survivors.gathered()),
+        interval_(survivors.interval()),
+        row_(row),
+        ws_(ws),
+        scale_(scale),
+        mass_(survivors.sums_at(scale).mass) {
     if (!gathered_) {
       runs_ = row.groups();
       return;
@@ -135,7 +140,8 @@ class Drawer {
     alignas(64) float buffer[kGroupSize], w[kGroupSize];
     double noise[kGroupSize + 63];
     const float* x = row_.group(group, -INFINITY, buffer);
-    for (int i = 0; i < kGroupSize; i += kLanes) store(w + i, exp2_of(scaled(load(x + i), all(scale_.base), all(scale_.c))));
+    for (int i = 0; i < kGroupSize; i += kLanes)
+      store(w + i, exp2_of(scaled(load(x + i), all(scale_.base), all(scale_.c))));
     exponentials(at, group * kGroupSize, kGroupSize, noise);
     const float bottom = interval_.bottom();
     int best = 0;

@@ -27,8 +27,8 @@ const Target* const* runnable(int* count) {
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
     if (avx2) found[filled++] = &kAvx2Target;
-    if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl"))
+    if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
       found[filled++] = &kAvx512Target;
 #endif
     return filled;
@@ -72,7 +72,8 @@ struct OwnedWorkspace : Workspace {
     };
     auto lay_out = [&] {
       used = 0;
-      place(group_max, all_groups + kSlop), place(group_mass, all_groups + kSlop), place(group_noise, all_groups + kSlop);
+      place(group_max, all_groups + kSlop), place(group_mass, all_groups + kSlop),
+          place(group_noise, all_groups + kSlop);
       place(run_group, all_groups + kSlop), place(run_start, all_groups + kSlop), place(run_mass, all_groups + kSlop);
       place(x, tokens), place(id, tokens), place(y, tokens), place(w, tokens);
       place(key, tokens), place(key_w, tokens), place(key_y, tokens), place(row, tokens);

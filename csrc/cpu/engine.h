@@ -19,8 +19,8 @@ double exponential(uint64_t seed, uint64_t step, uint64_t stream, int64_t index)
 float read_once(const float* x, int64_t n);
 float exp_pass(const float* x, int64_t n);
 
-std::vector<std::string> targets();      // instruction sets that this machine can run, the best one last
-std::string target();                    // the one in use
+std::vector<std::string> targets();        // instruction sets that this machine can run, the best one last
+std::string target();                      // the one in use
 bool use_target(const std::string& name);  // false: not one of targets()
 
 }  // namespace fastdecode

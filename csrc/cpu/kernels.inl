@@ -23,6 +23,20 @@ constexpr int kStep = kLanes == 4 ? 2 : 4;   // vectors side by side; SSE has 16
 constexpr int kChunk = 16 * kLanes;          // tokens added up in float, 16 to a lane, before they go on in double
 static_assert(kGroupSize % kChunk == 0, "a group is a whole number of chunks");
 
+// kLanes logits of a group as floats, from token i of it on.
+template <int kDtype>
+struct Lanes {
+  const void* first;
+  FD_FN V load_of(const void* first, int i) {
+    if (kDtype == kFloat32) return load(static_cast<const float*>(first) + i);
+    const uint16_t* h = static_cast<const uint16_t*>(first) + i;
+    return kDtype == kFloat16 ? load_f16(h) : load_bf16(h);
+  }
+  V operator[](int i) const { return load_of(first, i); }
+};
+
+#define FD_INLINE __attribute__((always_inline))  // for the lambdas given to Row::each: they are the kernels
+
 struct Row {
   const void* base;
   int dtype;
@@ -50,6 +64,22 @@ struct Row {
     return buffer;
   }
 
+  // Calls look(g, x) for each group g, with its Lanes of whatever type: x[i] is a vector of floats. The last group, if it is
+  // not whole, is padded.
+  template <class Look>
+  FD_INLINE void each(float pad, Look look) const {
+    const int64_t whole = limit / kGroupSize, bytes = kGroupSize * bytes_of(dtype);
+    const char* at = static_cast<const char*>(base);
+    if (dtype == kFloat32)
+      for (int64_t g = 0; g < whole; ++g) look(g, Lanes<kFloat32>{at + g * bytes});
+    else if (dtype == kFloat16)
+      for (int64_t g = 0; g < whole; ++g) look(g, Lanes<kFloat16>{at + g * bytes});
+    else
+      for (int64_t g = 0; g < whole; ++g) look(g, Lanes<kBFloat16>{at + g * bytes});
+    alignas(64) float buffer[kGroupSize];
+    if (whole * kGroupSize < limit) look(whole, Lanes<kFloat32>{group(whole, pad, buffer)});
+  }
+
   float at(int64_t i) const { return load_as_float(base, dtype, i); }
 };
 
@@ -69,16 +99,14 @@ struct Extent {
 
 // 1. The largest logit of the row and of each group.
 static Extent row_max(const Row& row, float* group_max) {
-  alignas(64) float buffer[kGroupSize];
   V total = all(0.0f);  // not finite if any logit is not; nor if 10^38 is near, which the caller sorts out
   V maximum = all(-INFINITY);
-  for (int64_t g = 0; g < row.groups(); ++g) {
-    const bool last = g + 1 == row.groups();
-    const float* x = row.group(g, last ? row.at(g * kGroupSize) : 0.0f, buffer);
-    V m0 = load(x), m1 = load(x + kLanes), m2 = load(x + 2 * kLanes), m3 = load(x + 3 * kLanes);
+  const float pad = row.at((row.limit - 1) / kGroupSize * kGroupSize);  // one of the last group's own
+  row.each(pad, [&](int64_t g, auto x) FD_INLINE {
+    V m0 = x[0], m1 = x[kLanes], m2 = x[2 * kLanes], m3 = x[3 * kLanes];
     V t0 = m0, t1 = m1, t2 = m2, t3 = m3;
     for (int i = 4 * kLanes; i < kGroupSize; i += 4 * kLanes) {
-      const V x0 = load(x + i), x1 = load(x + i + kLanes), x2 = load(x + i + 2 * kLanes), x3 = load(x + i + 3 * kLanes);
+      const V x0 = x[i], x1 = x[i + kLanes], x2 = x[i + 2 * kLanes], x3 = x[i + 3 * kLanes];
       m0 = max_of(m0, x0), m1 = max_of(m1, x1), m2 = max_of(m2, x2), m3 = max_of(m3, x3);
       t0 += x0, t1 += x1, t2 += x2, t3 += x3;
     }
@@ -86,7 +114,7 @@ static Extent row_max(const Row& row, float* group_max) {
     const V m = max_of(max_of(m0, m1), max_of(m2, m3));
     group_max[g] = largest_lane(m);
     maximum = max_of(maximum, m);
-  }
+  });
   const V rest = total - total;  // 0, or a NaN
   return {largest_lane(maximum), bits_of(at_least(rest, rest)) != (1u << kLanes) - 1};
 }
@@ -108,24 +136,22 @@ static Specials count_specials(const Row& row) {
 //    if the interval is not open.
 template <bool kOpen>
 static Sums row_sums_in(const Row& row, const Workspace& ws, float max, float c, Interval interval) {
-  alignas(64) float buffer[kGroupSize];
   const V max_v = all(max), c_v = all(c);
   const float bottom = interval.bottom();
   D masses{}, moments{};
   int64_t n = 0;
-  for (int64_t g = 0; g < row.groups(); ++g) {
+  row.each(-INFINITY, [&](int64_t g, auto x) FD_INLINE {
     ws.group_mass[g] = 0;
-    if (!(ws.group_max[g] >= bottom)) continue;
-    const float* x = row.group(g, -INFINITY, buffer);
+    if (!(ws.group_max[g] >= bottom)) return;
     D group_mass{};
     for (int chunk = 0; chunk < kGroupSize; chunk += kChunk) {
       V mass = all(0.0f), moment = all(0.0f);
       for (int i = chunk; i < chunk + kChunk; i += kStep * kLanes) {
         V y[kStep], w[kStep];
-        for (int k = 0; k < kStep; ++k) y[k] = scaled(load(x + i + k * kLanes), max_v, c_v);
+        for (int k = 0; k < kStep; ++k) y[k] = scaled(x[i + k * kLanes], max_v, c_v);
         exp2_of<kStep>(y, w);
         for (int k = 0; !kOpen && k < kStep; ++k) {
-          const M in = Interval::has(load(x + i + k * kLanes), bottom, interval.hi);
+          const M in = Interval::has(x[i + k * kLanes], bottom, interval.hi);
           n += __builtin_popcount(bits_of(in));
           w[k] = zero_unless(in, w[k]);
         }
@@ -137,7 +163,7 @@ static Sums row_sums_in(const Row& row, const Workspace& ws, float max, float c,
     }
     ws.group_mass[g] = sum_of_lanes(group_mass);
     masses += group_mass;
-  }
+  });
   return {double(n), sum_of_lanes(masses), sum_of_lanes(moments) * kLn2};
 }
 
@@ -216,20 +242,17 @@ FD_FN int64_t append(const Workspace& ws, V x, I id, uint32_t bits, int64_t n) {
 
 // 3. Copies the tokens of the interval into the workspace, ascending by id; gives up past `most` and answers -1.
 static int64_t gather(const Row& row, const Workspace& ws, Interval interval, int64_t most = INT64_MAX) {
-  alignas(64) float buffer[kGroupSize];
   const float bottom = interval.bottom();
   int64_t n = 0;
-  for (int64_t g = 0; g < row.groups(); ++g) {
-    if (!(ws.group_max[g] >= bottom)) continue;
-    if (n > most) return -1;
-    const float* x = row.group(g, -INFINITY, buffer);
+  row.each(-INFINITY, [&](int64_t g, auto x) FD_INLINE {
+    if (!(ws.group_max[g] >= bottom) || n > most) return;
     for (int i = 0; i < kGroupSize; i += kLanes) {
-      const V v = load(x + i);
+      const V v = x[i];
       const uint32_t bits = bits_of(Interval::has(v, bottom, interval.hi));
       if (bits) n = append(ws, v, count_from(int32_t(g * kGroupSize + i)), bits, n);
     }
-  }
-  return n;
+  });
+  return n > most ? -1 : n;
 }
 
 // Keeps those of n gathered tokens that lie in the interval; ids stay ascending.
@@ -257,7 +280,7 @@ static float bound_by_groups(const float* group_max, int64_t groups, int64_t ran
   }
   if (rank >= groups || !(low > kLowest)) return kLowest;
   // `low` is always reached by at least `rank` groups; bisect until it is not reached by many more.
-  for (int round = 0; round < 24; ++round) {
+  for (int round = 0; round < 12; ++round) {
     const float middle = low + (high - low) / 2;
     int64_t reached = 0;
     for (int64_t g = 0; g < groups; ++g) reached += group_max[g] >= middle;

@@ -61,7 +61,8 @@ static void sums_above(const Workspace& ws, int64_t n, float high, float low, Up
   }
   Upper* const out[2] = {above_high, above_low};
   for (int p = 0; p < 2; ++p)
-    *out[p] = {{double(count[p]), sum_of_lanes(masses[p]), sum_of_lanes(moments[p]) * kLn2}, -largest_lane(minus_lowest[p])};
+    *out[p] = {{double(count[p]), sum_of_lanes(masses[p]), sum_of_lanes(moments[p]) * kLn2},
+               -largest_lane(minus_lowest[p])};
 }
 
 struct Range {
@@ -87,12 +88,14 @@ static Range keep_keys(const Workspace& ws, int64_t n, float from, float below) 
 }
 
 // 4. `so_far` are the sums over all tokens with larger keys, `last_key` the lowest of those keys.
-static Edge walk(const Cut& cut, const Sums& whole, double need, const Workspace& ws, int64_t n, Sums so_far, float last_key) {
+static Edge walk(const Cut& cut, const Sums& whole, double need, const Workspace& ws, int64_t n, Sums so_far,
+                 float last_key) {
   float* key = ws.key;
   for (int64_t i = 1; i < n; ++i) {  // insertion sort, descending
     const float k = key[i], w = ws.key_w[i], y = ws.key_y[i];
     int64_t at = i;
-    for (; at > 0 && key[at - 1] < k; --at) key[at] = key[at - 1], ws.key_w[at] = ws.key_w[at - 1], ws.key_y[at] = ws.key_y[at - 1];
+    for (; at > 0 && key[at - 1] < k; --at)
+      key[at] = key[at - 1], ws.key_w[at] = ws.key_w[at - 1], ws.key_y[at] = ws.key_y[at - 1];
     key[at] = k, ws.key_w[at] = w, ws.key_y[at] = y;
   }
   Edge edge{false, last_key, so_far};
@@ -114,8 +117,8 @@ struct Pivots {
   float high, low;
 };
 
-static Pivots probe(const Cut& cut, const Sums& whole, double need, const Workspace& ws, int64_t n, const Sums& before, const Range& range,
-                    bool halve) {
+static Pivots probe(const Cut& cut, const Sums& whole, double need, const Workspace& ws, int64_t n, const Sums& before,
+                    const Range& range, bool halve) {
   constexpr int kProbes = 32, kAround = 3;
   int at[kProbes];
   for (int i = 0; i < kProbes; ++i) {  // insertion sort, descending

@@ -30,7 +30,8 @@ FD_FN float round_up(double edge) {
 
 class Survivors {
  public:
-  Survivors(const Row& row, const Workspace& ws, float max, int64_t alive) : row_(row), ws_(ws), max_(max), top_(max), n_(alive), alive_(alive) {}
+  Survivors(const Row& row, const Workspace& ws, float max, int64_t alive)
+      : row_(row), ws_(ws), max_(max), top_(max), n_(alive), alive_(alive) {}
 
   bool gathered() const { return gathered_; }
   Interval interval() const { return interval_; }
@@ -74,7 +75,8 @@ class Survivors {
   // Sums over the whole row, whatever survives; the base is the row's maximum.
   const Sums& whole_at(double temperature) {
     const float c = scale_of(temperature);
-    if (whole_c_ != c) whole_ = row_sums(row_, ws_, max_, c, {}), whole_.n = double(alive_), whole_c_ = c, masses_at_ = {};
+    if (whole_c_ != c)
+      whole_ = row_sums(row_, ws_, max_, c, {}), whole_.n = double(alive_), whole_c_ = c, masses_at_ = {};
     return whole_;
   }
 
@@ -83,7 +85,8 @@ class Survivors {
     if (double(count()) < rank) return -INFINITY;
     Survivors scout(*this);  // shares the workspace: what is gathered there, it leaves in place or is not needed
     Cut cut{};
-    cut.kind = kPrefix, cut.measure = kCount, cut.need = float(rank), cut.keep = 1, cut.within = INFINITY, cut.temperature = 1;
+    cut.kind = kPrefix, cut.measure = kCount, cut.need = float(rank), cut.keep = 1, cut.within = INFINITY,
+    cut.temperature = 1;
     if (gathered_) return search_gathered(cut, Sums{double(n_)}, {true, 0}).key;
     scout.prefix(cut);
     masses_at_ = {};
@@ -101,7 +104,8 @@ class Survivors {
       whole.entropy = entropy_of(sums);
     }
     if (cut.w_sd != 0 || cut.w_p2 != 0) {
-      const Spread spread = gathered_ ? gathered_spread(ws_, n_, s.base, s.c) : row_spread(row_, s.base, s.c, interval_);
+      const Spread spread =
+          gathered_ ? gathered_spread(ws_, n_, s.base, s.c) : row_spread(row_, s.base, s.c, interval_);
       const double squares = spread.squares - spread.sum * spread.sum / spread.n;
       whole.sd = spread.n > 1 ? sqrt(fmax(squares, 0.0) / (spread.n - 1)) / t : 0.0;
       if (cut.w_p2 != 0) whole.ln_p2 = log(spread.mass2) - 2 * log(valid_sums_at(s).mass);
@@ -115,7 +119,8 @@ class Survivors {
 
   void prefix(const Cut& cut) {
     const bool all_exist = !(cut.within < float(count()));
-    if (all_exist && (cut.need == INFINITY || (int(cut.measure) == kCount && double(cut.need) >= double(count())))) return;
+    if (all_exist && (cut.need == INFINITY || (int(cut.measure) == kCount && double(cut.need) >= double(count()))))
+      return;
     const Scale s = at(cut.temperature);
     if (!all_exist) return prefix_within(cut, s);
     const Sums whole = wants_sums(cut) ? valid_sums_at(s) : Sums{double(count())};
@@ -174,7 +179,8 @@ class Survivors {
   bool prefix_near_top(const Cut& cut, const Sums& whole, Keys keys, Scale s, Seen* seen) {
     const double need = needed(cut, whole);
     const bool by_count = int(cut.measure) == kCount;
-    for (int64_t rank = by_count ? int64_t(cut.need) : 32; rank <= 192 || (by_count && rank < row_.groups()); rank *= 5) {
+    for (int64_t rank = by_count ? int64_t(cut.need) : 32; rank <= 192 || (by_count && rank < row_.groups());
+         rank *= 5) {
       float bound = bound_by_groups(ws_.group_max, row_.groups(), rank);
       if (bound == kLowest) return false;
       bound = fmaxf(bound, interval_.lo);
@@ -182,7 +188,8 @@ class Survivors {
       Sums part = gathered_sums(ws_, seen->n, s.base, s.c);
       int64_t near = seen->n;
       if (keys.by_logit) {
-        memcpy(ws_.key, ws_.x, size_t(near) * 4), memcpy(ws_.key_w, ws_.w, size_t(near) * 4), memcpy(ws_.key_y, ws_.y, size_t(near) * 4);
+        memcpy(ws_.key, ws_.x, size_t(near) * 4), memcpy(ws_.key_w, ws_.w, size_t(near) * 4),
+            memcpy(ws_.key_y, ws_.y, size_t(near) * 4);
       } else {
         // All tokens nearer to the centre than this are seen.
         const float radius = bound > interval_.lo ? keys.centre - (bound - s.base) * s.c : INFINITY;
@@ -204,7 +211,8 @@ class Survivors {
   // search with one more pass over the row, near where a sample has the edge. False: it was not there, nothing has changed.
   bool prefix_by_bracket(const Cut& cut, const Sums& whole, Keys keys, Scale s, const Seen& seen) {
     const double need = needed(cut, whole);
-    const int64_t n_keys = take_sample(row_, ws_, seen.n, seen.bound, s.base, s.c, interval_, keys, int(cut.measure) == kCount);
+    const int64_t n_keys =
+        take_sample(row_, ws_, seen.n, seen.bound, s.base, s.c, interval_, keys, int(cut.measure) == kCount);
     const Bracket bracket = guess(cut, whole, ws_, seen.n, n_keys);
     masses_at_ = {};
     const Split found = keys.by_logit ? split<true>(row_, ws_, s.base, s.c, interval_, keys, bracket)
@@ -249,7 +257,8 @@ class Survivors {
     if (!keys.by_logit) {
       kept = {INFINITY, -INFINITY};
       for (int64_t i = 0; i < n; ++i)
-        if (-fabsf(ws_.y[i] - keys.centre) >= edge.key) kept.lo = fminf(kept.lo, ws_.x[i]), kept.hi = fmaxf(kept.hi, ws_.x[i]);
+        if (-fabsf(ws_.y[i] - keys.centre) >= edge.key)
+          kept.lo = fminf(kept.lo, ws_.x[i]), kept.hi = fmaxf(kept.hi, ws_.x[i]);
     }
     narrow_gathered(n, kept);
     sums_ = edge.kept, sums_are_at_ = s;
@@ -280,17 +289,17 @@ class Survivors {
 
   const Row& row_;
   const Workspace& ws_;
-  const float max_;           // of the row
-  float top_;                 // of the survivors
+  const float max_;  // of the row
+  float top_;        // of the survivors
   Interval interval_;
-  bool gathered_ = false;     // do the survivors lie in the workspace?
-  int64_t n_;                 // survivors; -1: not counted yet
-  const int64_t alive_;       // tokens of the row above -inf
-  Sums sums_, whole_;         // over the survivors, over the row;
-  Scale sums_are_at_;         // the scales they are at
+  bool gathered_ = false;  // do the survivors lie in the workspace?
+  int64_t n_;              // survivors; -1: not counted yet
+  const int64_t alive_;    // tokens of the row above -inf
+  Sums sums_, whole_;      // over the survivors, over the row;
+  Scale sums_are_at_;      // the scales they are at
   float whole_c_ = 0;
-  Scale arrays_at_;           // of ws.y and ws.w of gathered survivors
-  Scale masses_at_;           // of ws.group_mass of survivors that are not gathered
+  Scale arrays_at_;  // of ws.y and ws.w of gathered survivors
+  Scale masses_at_;  // of ws.group_mass of survivors that are not gathered
 };
 
 }  // namespace FD_TARGET

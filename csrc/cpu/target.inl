@@ -86,7 +86,8 @@ static void truncate_row(const TruncateArgs& args, int64_t r, const Workspace& w
   const Cut* cuts = cuts_of(args.plan, r);
   const float last = cuts[args.plan.count - 1].temperature, t = last == 0 ? 1.0f : last;
   const Output out{static_cast<char*>(args.out) + r * args.out_row_stride * bytes_of(logits.dtype), logits.dtype};
-  const Row source{static_cast<const char*>(logits.base) + r * logits.row_stride * bytes_of(logits.dtype), logits.dtype, logits.limit};
+  const Row source{static_cast<const char*>(logits.base) + r * logits.row_stride * bytes_of(logits.dtype), logits.dtype,
+                   logits.limit};
 
   const Opened opened = open_row(logits, r, ws);
   if (opened.status == kNan) {  // x / T throughout, so that the NaN stays visible
@@ -144,8 +145,10 @@ static float runner_up(const Row& row, const Workspace& ws, float max) {
     }
     for (int64_t i = g * kGroupSize; i < (g + 1) * kGroupSize && i < row.limit; ++i) {
       const float x = row.at(i);
-      if (x == max) ++maxima;
-      else second = fmaxf(second, x);
+      if (x == max)
+        ++maxima;
+      else
+        second = fmaxf(second, x);
     }
   }
   return maxima > 1 ? max : second;
@@ -169,8 +172,7 @@ static void best_of_row(const SampleArgs& args, int64_t r, const Opened& opened,
   }
   for (int64_t i = 0; filled < args.top; ++i)  // fewer finite logits than asked for: the -inf ones follow
     if (opened.row.at(i) == -INFINITY) logprobs[filled] = -INFINITY, ids[filled++] = i;
-  for (int64_t k = 0; k < args.top; ++k)
-    logprobs[k] = float(double(logprobs[k]) - double(opened.extent.max) - ln_mass);
+  for (int64_t k = 0; k < args.top; ++k) logprobs[k] = float(double(logprobs[k]) - double(opened.extent.max) - ln_mass);
 }
 
 static void sample_row(const SampleArgs& args, int64_t r, const Workspace& ws) {
@@ -194,11 +196,13 @@ static void sample_row(const SampleArgs& args, int64_t r, const Workspace& ws) {
   } else {
     const Scale scale = survivors.at(t);
     const Drawer drawer(survivors, opened.row, ws, scale);
-    const Coordinates at{uint64_t(args.seed.base[r * args.seed.stride]), uint64_t(args.step.base[r * args.step.stride]), 0};
+    const Coordinates at{uint64_t(args.seed.base[r * args.seed.stride]), uint64_t(args.step.base[r * args.step.stride]),
+                         0};
     const uint64_t request = args.stream.base ? uint64_t(args.stream.base[r * args.stream.stride]) : uint64_t(r);
     for (int64_t s = 0; s < n; ++s) {
       tokens[s] = drawer.draw(at, uint64_t(s), request);
-      args.logprobs[r * n + s] = float((double(opened.row.at(tokens[s])) - double(scale.base)) / t - log(drawer.mass()));
+      args.logprobs[r * n + s] =
+          float((double(opened.row.at(tokens[s])) - double(scale.base)) / t - log(drawer.mass()));
     }
     mass = drawer.mass() * exp((double(scale.base) - max) / t);
     args.kept[r] = survivors.count();

@@ -3,5 +3,10 @@
 #include "target.inl"
 
 namespace fastdecode {
-const Target kAvx2Target{"avx2", FD_TARGET::truncate_row, FD_TARGET::sample_row, FD_TARGET::exponential_for, FD_TARGET::read_once, FD_TARGET::exp_pass};
+const Target kAvx2Target{"avx2",
+                         FD_TARGET::truncate_row,
+                         FD_TARGET::sample_row,
+                         FD_TARGET::exponential_for,
+                         FD_TARGET::read_once,
+                         FD_TARGET::exp_pass};
 }  // namespace fastdecode
