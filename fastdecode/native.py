@@ -27,7 +27,7 @@ def sample(logits: torch.Tensor, cuts: torch.Tensor, draw: Draw, wanted: Wanted)
     tokens, logprobs = torch.empty(shape, dtype=torch.int64), torch.empty(shape)
     kept, status = torch.empty(batch, dtype=torch.int64), torch.empty(batch, dtype=torch.uint8)
     found = {"tokens": tokens, "logprobs": logprobs, "kept": kept, "status": status}
-    addresses = _NO_ADDRESSES
+    addresses: tuple[int, ...] = _NO_ADDRESSES
     if wanted.stats or wanted.top_logprobs or wanted.logprobs_of is not None:
         addresses = _add_statistics(found, batch, shape, wanted)
     _native.sample_cpu(
