@@ -19,7 +19,9 @@ from .rules import BY_LOGIT, CERTAIN, COUNT, ENTROPY, FIELDS, FLOOR, MASS, SLACK
 class Survivors(NamedTuple):
     """A batch of rows after the plan: what was kept, and the scale at which it is drawn."""
 
-    x: torch.Tensor  # float64 [B, V]: the logits; ids past the limit and whole rows that cannot be sampled are -inf
+    x: (
+        torch.Tensor
+    )  # float64 [B, V]: logits less the row's largest; -inf past the limit and in rows that cannot be sampled
     keep: torch.Tensor  # bool [B, V]
     temperature: torch.Tensor  # float64 [B, 1]; 0: the row is greedy
     status: torch.Tensor  # uint8 [B]
@@ -36,6 +38,9 @@ def survivors(logits: torch.Tensor, cuts: torch.Tensor, vocab_limit: int) -> Sur
     # +inf tokens share all the mass: the row becomes "equal logits there, nothing elsewhere".
     overflow = x == math.inf
     x = torch.where(overflow.any(1, keepdim=True), torch.where(overflow, 0.0, -math.inf), x)
+    if x.shape[1]:  # relative to the largest: beside 1e30, an absolute ln sum exp would lose ln of the number of tokens
+        top = x.amax(1, keepdim=True)
+        x = x - torch.where(top > -math.inf, top, 0.0)
 
     keep = x > -math.inf
     for packed in cuts.unbind(1)[:-1]:

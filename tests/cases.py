@@ -85,6 +85,12 @@ def _spikes(vocab: int, tokens: slice, seed: int) -> torch.Tensor:
     return x
 
 
+def _both_ends(x: torch.Tensor) -> torch.Tensor:
+    """300 of the largest float, 300 of the lowest: their difference is no float."""
+    x[:, :300], x[:, 500:800] = torch.finfo(torch.float32).max, torch.finfo(torch.float32).min
+    return x
+
+
 def _signed_zeros() -> torch.Tensor:
     x = torch.tensor([0.0, -0.0, -1.0, -2.0])
     return x[torch.from_numpy(np.random.default_rng(17).integers(0, 4, (3, 600)))]
@@ -111,6 +117,8 @@ HOSTILE = (
     Input("signed zeros", _signed_zeros),
     Input("holes", lambda: with_holes(normal(4, 1000, 3.0, 13), 800, 14)),
     Input("lowest float", lambda: with_holes(normal(3, 1000, 3.0, 15), 500, 16, hole=torch.finfo(torch.float32).min)),
+    Input("all at the lowest float", lambda: torch.full((2, 1000), torch.finfo(torch.float32).min)),
+    Input("both ends of float", lambda: _both_ends(normal(2, 1000, 1.0, 26))),
     Input("one survivor", lambda: _set(torch.full((3, 1000), -INF), (0, 0, 5.0), (1, 600, -3e4), (2, 999, 0.0))),
     Input(
         "nan",

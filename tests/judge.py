@@ -65,6 +65,11 @@ def verdict(input_name: str, plan_name: str, dtype: torch.dtype = torch.float32)
     return judge(logits, PLANS[plan_name].make(len(logits)))
 
 
+def kept_by(x: torch.Tensor, *rules: fd.Rule) -> torch.Tensor:
+    """What the engine in use keeps of rows without a NaN."""
+    return ~fd.truncate(x, fd.plan(*rules), filter_value=math.nan).isnan()
+
+
 # ---- masks ---------------------------------------------------------------------------------------------------------
 
 

@@ -107,7 +107,7 @@ def test_every_input_has_something_kept_and_something_removed(given):
     alive = given.logits() > -math.inf
     masks = [verdict(given.name, plan).keep[fine] for plan in plans]
     assert all(mask.any(1).all() for mask in masks)
-    nothing_to_choose = ("V=1", "one survivor", "all equal", "all equal 128256")
+    nothing_to_choose = ("V=1", "one survivor", "all equal", "all at the lowest float", "all equal 128256")
     assert given.name in nothing_to_choose or any((alive[fine] & ~mask).any() for mask in masks)
 
 
@@ -285,13 +285,24 @@ def test_random_chains(engine):
 
 
 def test_extreme_temperatures(engine):
-    for t in (1e-6, 1e-3, 50.0, 1e6):
+    for t in (1e-30, 1e-6, 1e-3, 50.0, 1e6, 1e30):
         for name in ("peaked", "integer ties", "+1e4", "V=33", "holes"):
             for rules in ((), (fd.top_p(0.9),), (fd.min_p(0.1), fd.top_h(0.4)), (fd.typical(0.5),)):
                 of = judge(INPUTS[name].logits(), fd.plan(fd.temperature(t), *rules))
                 got = fd.truncate(of.logits, of.plan)
                 check_values(of, got)
                 check_sample(of, sampled(of), engine_keeps(of.logits, of.cuts, of.limit))
+
+
+def test_greedy_is_the_largest_logit_and_so_is_top_k_of_one(engine):
+    x = ordinary(16, 1000, 95)
+    for plan in (fd.plan(fd.temperature(0)), fd.plan(fd.top_k(1)), fd.plan(fd.temperature(1.5), fd.top_k(1))):
+        assert torch.equal(fd.sample(x, plan, seed=1).tokens, x.argmax(1))
+    tied = INPUTS["integer ties"].logits()  # greedy takes the lowest id of the largest, top_k(1) any of them
+    largest = tied == tied.amax(1, keepdim=True)
+    assert (largest.sum(1) > 1).any()
+    assert torch.equal(fd.sample(tied, fd.plan(fd.temperature(0)), seed=1).tokens, largest.long().argmax(1))
+    assert torch.equal(fd.truncate(tied, fd.plan(fd.top_k(1))) > -math.inf, largest)
 
 
 def test_per_row_plans_are_the_plans_of_the_rows(engine):

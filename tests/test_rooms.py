@@ -1,4 +1,4 @@
-"""Here the source is judged by the rooms of DESIGN.md 5, as far as a machine can tell: who may know what, and how long a file is."""
+"""Here the source is judged by the order of the house, as far as a machine can tell: who may know what, how long a file is."""
 
 from __future__ import annotations
 

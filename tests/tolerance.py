@@ -41,9 +41,13 @@ ENTROPY_NATS = 1e-5  # absolute, in nats: an entropy is at most 12.5, and weighs
 # As a share of the need, or in nats: rules.SLACK, and a parameter rounded to float32 (1.2e-7).
 EXACT_EDGE = 1.5e-6
 
-# transformers in float32, as people run it: a cumulative sum of 49152 float32 probabilities is off by as much as 6e-5
-# (PERFORMANCE.md 2), a softmax by 1e-6.
+# transformers in float32, as people run it: a cumulative sum of 49152 float32 probabilities is off by as much as 6e-5,
+# a softmax by 1e-6.
 FLOAT32_EDGE = 1e-4
+
+# In float32 p = 1 - 1e-9 is 1 and its surprisal 0: transformers does not know the entropy of a row below this many nats well
+# enough to judge Top-H.
+LEAST_ENTROPY = 0.05
 
 # Tokens that may be judged differently although no tie is involved, as a share of those kept. In a flat row a token at the
 # edge holds less mass than the distance above, so that a few of thousands are bound to.
@@ -56,7 +60,7 @@ NOISE = 1e-14  # relative: -log(-log(v)) in float64; two logs, of which librarie
 
 NOISE_OF_ENGINE = 1e-13  # relative, of -log(v): a polynomial in float64 of our own; near v = 1 it must not lose digits
 
-# ---- the worked examples of SPEC.md ----------------------------------------------------------------------------------
+# ---- worked examples --------------------------------------------------------------------------------------------------
 
 FOUR_DIGITS = 6e-5  # entropies, printed with four digits
 WHOLE_MEAN = 0.5  # mean kept counts, printed without decimals

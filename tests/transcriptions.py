@@ -1,4 +1,5 @@
-"""The rules as their papers print them: one row at a time, plain loops, float64, written from SPEC.md alone.
+"""The rules as their papers print them: one row at a time, plain loops, float64, written from the papers' formulas without a
+look at the reference.
 
 Each function takes the logits of one row (after temperature) and returns a margin for each token: positive, the rule keeps
 it; negative, it goes; the size says by how much, in nats for a threshold and as a share of the need for a prefix. Tokens
