@@ -6,7 +6,7 @@
 // Who does what: one thread, one row.
 // Numbers: y = (x - max) * c with c = 1 / (T ln 2), never x * c - max * c, which loses the bits that cancel.
 // Randomness: none.
-// Cost: row_max reads at the speed of the cache; row_sums is bound by 13 operations a vector, most of them the exponential.
+// Cost: row_max reads at the speed of the cache; row_sums is bound by 13 operations a vector, nine of them the exponential.
 // Limits: none; rows of any length, alignment and type.
 
 #include "../args.h"
@@ -103,10 +103,11 @@ static Extent row_max(const Row& row, float* group_max) {
   V maximum = all(-INFINITY);
   const float pad = row.at((row.limit - 1) / kGroupSize * kGroupSize);  // one of the last group's own
   row.each(pad, [&](int64_t g, auto x) FD_INLINE {
-    V m0 = x[0], m1 = x[kLanes], m2 = x[2 * kLanes], m3 = x[3 * kLanes];
+    V m0 = held(x[0]), m1 = held(x[kLanes]), m2 = held(x[2 * kLanes]), m3 = held(x[3 * kLanes]);
     V t0 = m0, t1 = m1, t2 = m2, t3 = m3;
     for (int i = 4 * kLanes; i < kGroupSize; i += 4 * kLanes) {
-      const V x0 = x[i], x1 = x[i + kLanes], x2 = x[i + 2 * kLanes], x3 = x[i + 3 * kLanes];
+      const V x0 = held(x[i]), x1 = held(x[i + kLanes]);
+      const V x2 = held(x[i + 2 * kLanes]), x3 = held(x[i + 3 * kLanes]);
       m0 = max_of(m0, x0), m1 = max_of(m1, x1), m2 = max_of(m2, x2), m3 = max_of(m3, x3);
       t0 += x0, t1 += x1, t2 += x2, t3 += x3;
     }
@@ -132,11 +133,11 @@ static Specials count_specials(const Row& row) {
   return found;
 }
 
-// 2. Sums over the survivors of a row at scale c; leaves each group's mass in `group_mass` for the draw. `n` counts them
-//    if the interval is not open.
-template <bool kOpen>
+// 2. Sums over the survivors of a row at scale c; leaves each group's mass in `group_mass` for the draw. `n` counts them if the
+//    interval is not open; without kMoment, the moment is a NaN.
+template <bool kOpen, bool kMoment>
 static Sums row_sums_in(const Row& row, const Workspace& ws, float max, float c, Interval interval) {
-  const V max_v = all(max), c_v = all(c);
+  const V max_v = all(max), c_v = all(c), least = all(least_drop(c));
   const float bottom = interval.bottom();
   D masses{}, moments{};
   int64_t n = 0;
@@ -147,43 +148,47 @@ static Sums row_sums_in(const Row& row, const Workspace& ws, float max, float c,
     for (int chunk = 0; chunk < kGroupSize; chunk += kChunk) {
       V mass = all(0.0f), moment = all(0.0f);
       for (int i = chunk; i < chunk + kChunk; i += kStep * kLanes) {
-        V y[kStep], w[kStep];
-        for (int k = 0; k < kStep; ++k) y[k] = scaled(x[i + k * kLanes], max_v, c_v);
-        exp2_of<kStep>(y, w);
+        V d[kStep], w[kStep];
+        for (int k = 0; k < kStep; ++k) d[k] = max_of(x[i + k * kLanes] - max_v, least);
+        exp2_of<kStep>(d, c_v, w);
         for (int k = 0; !kOpen && k < kStep; ++k) {
           const M in = Interval::has(x[i + k * kLanes], bottom, interval.hi);
           n += __builtin_popcount(bits_of(in));
           w[k] = zero_unless(in, w[k]);
         }
         for (int k = 0; k < kStep; ++k) mass += w[k];
-        for (int k = 0; k < kStep; ++k) moment += w[k] * y[k];
+        for (int k = 0; kMoment && k < kStep; ++k) moment += w[k] * d[k];
       }
       group_mass += pairs_of(mass);
-      moments += pairs_of(moment);
+      if (kMoment) moments += pairs_of(moment);
     }
     ws.group_mass[g] = sum_of_lanes(group_mass);
     masses += group_mass;
   });
-  return {double(n), sum_of_lanes(masses), sum_of_lanes(moments) * kLn2};
+  return {double(n), sum_of_lanes(masses), kMoment ? sum_of_lanes(moments) * double(c) * kLn2 : double(NAN)};
 }
 
-static Sums row_sums(const Row& row, const Workspace& ws, float max, float c, Interval interval) {
-  return interval.open() ? row_sums_in<true>(row, ws, max, c, interval) : row_sums_in<false>(row, ws, max, c, interval);
+static Sums row_sums(const Row& row, const Workspace& ws, float max, float c, Interval interval, bool moment) {
+  if (interval.open()) return (moment ? row_sums_in<true, true> : row_sums_in<true, false>)(row, ws, max, c, interval);
+  return (moment ? row_sums_in<false, true> : row_sums_in<false, false>)(row, ws, max, c, interval);
 }
 
 // Sums over n gathered tokens; leaves y and w = 2^y in the workspace.
 static Sums gathered_sums(const Workspace& ws, int64_t n, float max, float c) {
-  for (int64_t i = n; i < n + kLanes; ++i) ws.x[i] = -INFINITY;
+  for (int64_t i = n; i < n + kStep * kLanes; ++i) ws.x[i] = -INFINITY;
+  const V least = all(least_drop(c));
   D masses{}, moments{};
-  for (int64_t i = 0; i < n; i += kLanes) {
-    const V y = scaled(load(ws.x + i), all(max), all(c));
-    const V w = exp2_of(y);
-    store(ws.y + i, y);
-    store(ws.w + i, w);
-    masses += pairs_of(w);
-    moments += pairs_of(w * y);
+  for (int64_t i = 0; i < n; i += kStep * kLanes) {
+    V d[kStep], w[kStep], mass = all(0.0f), moment = all(0.0f);
+    for (int k = 0; k < kStep; ++k) d[k] = max_of(load(ws.x + i + k * kLanes) - max, least);
+    exp2_of<kStep>(d, all(c), w);
+    for (int k = 0; k < kStep; ++k) {
+      store(ws.y + i + k * kLanes, d[k] * c), store(ws.w + i + k * kLanes, w[k]);
+      mass += w[k], moment += w[k] * d[k];
+    }
+    masses += pairs_of(mass), moments += pairs_of(moment);
   }
-  return {double(n), sum_of_lanes(masses), sum_of_lanes(moments) * kLn2};
+  return {double(n), sum_of_lanes(masses), sum_of_lanes(moments) * double(c) * kLn2};
 }
 
 // What a standard deviation and a sum of p^2 need.
@@ -196,13 +201,14 @@ struct Spread {
 FD_FN void add_spread(const float* x, int64_t n, float max, float c, Interval interval, Spread* spread) {
   const float bottom = interval.bottom();
   V sums = all(0.0f), squares = all(0.0f), masses2 = all(0.0f);
+  const V least = all(least_drop(2 * c));
   for (int64_t i = 0; i < n; i += kLanes) {
     const M in = Interval::has(load(x + i), bottom, interval.hi);
     const V d = zero_unless(in, load(x + i) - max);
     spread->n += __builtin_popcount(bits_of(in));
     sums += d;
     squares += d * d;
-    masses2 += zero_unless(in, exp2_of(scaled(load(x + i), all(max), all(2 * c))));
+    masses2 += zero_unless(in, exp2_of(max_of(load(x + i) - max, least), all(2 * c)));
     if (i % kChunk != kChunk - kLanes && i + kLanes < n) continue;
     double sum = sum_of_lanes(pairs_of(sums)), square = sum_of_lanes(pairs_of(squares));
     if (!(square < INFINITY)) {  // logits near the lowest float, as masks use them: only double holds their squares

@@ -242,12 +242,12 @@ static float read_once(const float* x, int64_t n) {
 }
 
 static float exp_pass(const float* x, int64_t n) {
-  const V max = all(read_once(x, n)), c = all(scale_of(1));
+  const V max = all(read_once(x, n)), c = all(scale_of(1)), least = all(least_drop(scale_of(1)));
   V sums = all(0.0f);
   for (int64_t i = 0; i + kStep * kLanes <= n; i += kStep * kLanes) {
-    V y[kStep], w[kStep];
-    for (int k = 0; k < kStep; ++k) y[k] = scaled(load(x + i + k * kLanes), max, c);
-    exp2_of<kStep>(y, w);
+    V d[kStep], w[kStep];
+    for (int k = 0; k < kStep; ++k) d[k] = max_of(load(x + i + k * kLanes) - max, least);
+    exp2_of<kStep>(d, c, w);
     for (int k = 0; k < kStep; ++k) sums += w[k];
   }
   return float(sum_of_lanes(pairs_of(sums)));
