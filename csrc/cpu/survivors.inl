@@ -34,8 +34,8 @@ FD_FN float round_up(double edge) {
 
 class Survivors {
  public:
-  Survivors(const Row& row, const Workspace& ws, float max, int64_t alive)
-      : row_(row), ws_(ws), max_(max), top_(max), n_(alive), alive_(alive) {}
+  Survivors(const Row& row, const Workspace& ws, const Extent& extent, int64_t alive)
+      : row_(row), ws_(ws), max_(extent.max), least_(extent.least), top_(extent.max), n_(alive), alive_(alive) {}
 
   bool gathered() const { return gathered_; }
   Interval interval() const { return interval_; }
@@ -77,7 +77,7 @@ class Survivors {
   const Sums& whole_at(double temperature) {
     const float c = scale_of(temperature);
     if (whole_c_ != c)
-      whole_ = row_sums(row_, ws_, max_, c, {}, true), whole_.n = double(alive_), whole_c_ = c, masses_at_ = {};
+      whole_ = row_sums(row_, ws_, max_, least_, c, {}, true), whole_.n = double(alive_), whole_c_ = c, masses_at_ = {};
     return whole_;
   }
 
@@ -117,7 +117,7 @@ class Survivors {
 
   // One pass over the row.
   void add_up(Scale s, bool moment) {
-    found_sums(row_sums(row_, ws_, s.base, s.c, interval_, moment), s);
+    found_sums(row_sums(row_, ws_, s.base, least_, s.c, interval_, moment), s);
     masses_at_ = s;
   }
 
@@ -249,31 +249,36 @@ class Survivors {
 
   // search near where a sample has the edge, with one pass over the row. False: it was not there, nothing has changed.
   bool prefix_by_bracket(const Cut& cut, Scale s) {
+    for (int attempt = 0; attempt < 3; ++attempt)
+      if (prefix_in_bracket(cut, s, attempt)) return true;
+    return false;
+  }
+
+  bool prefix_in_bracket(const Cut& cut, Scale s, int attempt) {
     const float bound = bound_by_groups(ws_.group_max, row_.groups(), row_.groups() / 4);
     const int64_t heavy = bound > kLowest ? gather(row_, ws_, {fmaxf(bound, interval_.lo), interval_.hi}) : 0;
     gathered_sums(ws_, heavy, s.base, s.c);
     Guess guess(cut, row_, ws_, heavy, bound > kLowest ? bound : INFINITY, s.base, s.c, interval_);
+    const bool known = has_sums_at(s, wants_moment(cut));
+    if (known) guess.learn(sums_);
+    const Bracket bracket = guess.bracket(2.5 + 2 * attempt, 3 * attempt);
+    const Split found = split_for(cut, row_, ws_, s.base, s.c, interval_, bracket);
     masses_at_ = {};
-    for (int attempt = 0; attempt < 3; ++attempt) {
-      if (attempt) guess.learn(sums_);
-      const Bracket bracket = guess.bracket(2.5 + 2 * attempt, 3 * attempt);
-      const Split found = split_for(cut, row_, ws_, s.base, s.c, interval_, bracket);
-      if (!has_sums_at(s, wants_moment(cut))) found_sums(found.whole, s);
-      const Keys keys = keys_of(cut, sums_);
-      const double need = needed(cut, sums_);
-      if (found.above.n > 0 && reaches(cut, found.above, sums_, need)) continue;
-      const Sums inside = gathered_sums(ws_, found.between, s.base, s.c);
-      if (!reaches(cut, plus(found.above, inside), sums_, need)) continue;
-      const Edge edge = search_arrays(cut, sums_, keys, found.between, found.above);
-      if (edge.key == INFINITY) return false;  // the last token kept lies above the bracket
-      // The walk was in the order of the keys only if they part the row where the bracket does.
-      const Interval kept = logits_of(keys, edge.key, s.base, s.c), wide = bracket.wide, above = bracket.above;
-      if (!(kept.lo <= kept.hi) || kept.lo < wide.lo || kept.hi > wide.hi) continue;
-      if (found.above.n > 0 && (above.lo < kept.lo || above.hi > kept.hi)) continue;
-      narrow_to_split(found, edge, kept, s);
-      return true;
-    }
-    return false;
+    if (!known) found_sums(found.whole, s);
+
+    const Keys keys = keys_of(cut, sums_);
+    const double need = needed(cut, sums_);
+    if (found.above.n > 0 && reaches(cut, found.above, sums_, need)) return false;
+    const Sums inside = gathered_sums(ws_, found.between, s.base, s.c);
+    if (!reaches(cut, plus(found.above, inside), sums_, need)) return false;
+    const Edge edge = search_arrays(cut, sums_, keys, found.between, found.above);
+    if (edge.key == INFINITY) return false;  // the last token kept lies above the bracket
+    // The walk was in the order of the keys only if they part the row where the bracket does.
+    const Interval kept = logits_of(keys, edge.key, s.base, s.c), wide = bracket.wide, above = bracket.above;
+    if (!(kept.lo <= kept.hi) || kept.lo < wide.lo || kept.hi > wide.hi) return false;
+    if (found.above.n > 0 && (above.lo < kept.lo || above.hi > kept.hi)) return false;
+    narrow_to_split(found, edge, kept, s);
+    return true;
   }
 
   // narrow: after a split and a search between.
@@ -339,8 +344,8 @@ class Survivors {
 
   const Row& row_;
   const Workspace& ws_;
-  const float max_;  // of the row
-  float top_;        // of the survivors
+  const float max_, least_;  // of the row, see Extent
+  float top_;                // of the survivors
   Interval interval_;
   bool gathered_ = false;  // do the survivors lie in the workspace?
   int64_t n_;              // survivors; -1: not counted yet
