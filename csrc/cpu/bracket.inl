@@ -22,10 +22,10 @@ static float float_at(int64_t rank) {
 }
 
 // All logits whose keys are at least `edge`; nothing if it is hard to say.
-static Interval logits_of(Keys keys, float edge, float base, float c) {
+static Interval logits_of(const Keys& keys, float edge) {
   if (keys.by_logit) return {edge, INFINITY};
-  auto inside = [&](float x) { return Keys::of(keys, all(x), scaled(all(x), all(base), all(c)))[0] >= edge; };
-  const float centre = base + keys.centre / c;
+  auto inside = [&](float x) { return Keys::of(keys, all(x))[0] >= edge; };
+  const float centre = keys.base + keys.centre / keys.c;
   if (!inside(centre)) return {INFINITY, -INFINITY};
   // Keys rise up to the centre and fall behind it: bisection over the floats, in their order as integers.
   auto last_from = [&](float from, float to) {  // the farthest float inside, on the way to one
@@ -37,8 +37,8 @@ static Interval logits_of(Keys keys, float edge, float base, float c) {
     }
     return float_at(in);
   };
-  const float top = last_from(centre, base);
-  return {last_from(centre, kLowest), top == base ? INFINITY : top};  // `base` is the largest of all
+  const float top = last_from(centre, keys.base);
+  return {last_from(centre, kLowest), top == keys.base ? INFINITY : top};  // the base is the largest of all
 }
 
 struct Split {

@@ -11,14 +11,17 @@
 namespace fastdecode {
 namespace FD_TARGET {
 
-// What tokens are ordered by, at a scale: their logit, or how near they are to the centre of a typicality order.
+// What tokens are ordered by: their logit, or how near they are to the centre of a typicality order.
 struct Keys {
-  bool by_logit;
-  float centre;  // the mean of y under p
-  FD_FN V of(const Keys& keys, V x, V y) {
+  bool by_logit = true;
+  float base = 0, c = 0;  // the scale
+  float centre = 0;       // the mean of y under p
+
+  // Not from y: that is cut off where exponentials vanish, and far tokens would be tied.
+  FD_FN V of(const Keys& keys, V x) {
     if (keys.by_logit) return x;
-    const V distance = y - keys.centre;
-    return -max_of(distance, -distance);
+    const V distance = (x - keys.base) * keys.c - keys.centre;
+    return max_of(-max_of(distance, -distance), all(kLowest));
   }
   FD_FN float centre_of(const Sums& whole) { return float(whole.moment / whole.mass / kLn2); }
 };
@@ -119,8 +122,8 @@ class Guess {
       upper.high = above > 0 ? probes_[above - 1] : INFINITY;
       lower.low = below < kProbes ? probes_[below] : kLowest;
     }
-    if (keys_.by_logit) return {{nextafterf(upper.high, INFINITY), INFINITY}, {lower.low, INFINITY}};
-    const float centre = base_ + keys_.centre / c_, more = 1.25f * float(deviations) * centre_error_;
+    if (by_logit_) return {{nextafterf(upper.high, INFINITY), INFINITY}, {lower.low, INFINITY}};
+    const float centre = base_ + centre_ / c_, more = 1.25f * float(deviations) * centre_error_;
     const float inner = (-upper.high - more) / c_, outer = (-lower.low + more) / c_;
     auto up_to = [&](float x) { return x >= base_ ? INFINITY : x; };  // `base` is the largest of all
     return {{centre - inner, up_to(centre + inner)},
@@ -133,9 +136,11 @@ class Guess {
   void believe(float centre, float centre_error) {
     need_ = needed(cut_, whole_);
     if (int(cut_.order) == kByLogit) return;
-    keys_ = {false, centre}, centre_error_ = centre_error;
-    const V nothing = all(0.0f);
-    for (int64_t i = 0; i < n_; i += kLanes) store(ws_.key + i, Keys::of(keys_, nothing, load(ws_.key_y + i)));
+    by_logit_ = false, centre_ = centre, centre_error_ = centre_error;
+    for (int64_t i = 0; i < n_; i += kLanes) {
+      const V distance = load(ws_.key_y + i) - centre;
+      store(ws_.key + i, -max_of(distance, -distance));
+    }
   }
 
   // A key that the edge lies at or above, and one that it lies below, by what the sample says.
@@ -173,7 +178,7 @@ class Guess {
       probes_[j] = key;
     }
     for (int p = 0; p < kPivots; ++p) pivots_[p] = probes_[4 * p + 2];
-    all_ = {probes_[kProbes - 1], keys_.by_logit ? base_ : 0.0f};
+    all_ = {probes_[kProbes - 1], by_logit_ ? base_ : 0.0f};
   }
 
   // The sums over the keys at or above each pivot.
@@ -224,7 +229,8 @@ class Guess {
   const int64_t sampled_;  // and it has so many
   const float base_, c_;
   int64_t n_;
-  Keys keys_{true, 0};
+  bool by_logit_ = true;
+  float centre_ = 0;  // of a typicality order, by what is known
   Sums whole_;
   double need_;
   float centre_error_ = 0;

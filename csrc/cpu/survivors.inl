@@ -88,7 +88,7 @@ class Survivors {
     Cut cut{};
     cut.kind = kPrefix, cut.measure = kCount, cut.need = float(rank), cut.keep = 1, cut.within = INFINITY,
     cut.temperature = 1;
-    if (gathered_) return search_gathered(cut, Sums{double(n_)}, {true, 0}).key;
+    if (gathered_) return search_gathered(cut, Sums{double(n_)}, {}).key;
     scout.prefix(cut);
     masses_at_ = {};
     return scout.interval_.lo;
@@ -149,7 +149,7 @@ class Survivors {
     const bool may_guess = !gathered_ && row_.groups() >= 32, many = may_guess && keeps_many(cut, s);
     if (many && prefix_by_bracket(cut, s)) return;
     const Sums whole = wants_sums(cut) ? valid_sums_at(s, wants_moment(cut)) : Sums{double(count())};
-    const Keys keys = keys_of(cut, whole);
+    const Keys keys = keys_of(cut, whole, s);
     if (gathered_) {
       sums_at(s);
       return narrow_to(search_gathered(cut, whole, keys), n_, keys, s);
@@ -161,9 +161,9 @@ class Survivors {
     narrow_to(search_arrays(cut, whole, keys, n), n, keys, s);
   }
 
-  static Keys keys_of(const Cut& cut, const Sums& whole) {
-    if (int(cut.order) == kByLogit) return {true, 0};
-    return {false, Keys::centre_of(whole)};
+  static Keys keys_of(const Cut& cut, const Sums& whole, Scale s) {
+    if (int(cut.order) == kByLogit) return {};
+    return {false, s.base, s.c, Keys::centre_of(whole)};
   }
 
   // A guess from the groups' maxima, whether the edge is far from the top. It decides which way is tried first, no more.
@@ -193,7 +193,7 @@ class Survivors {
     whole.mass -= (1 - share) * tied.mass, whole.moment -= (1 - share) * tied.moment;
     for (int64_t i = 0; i < n_; ++i)
       if (ws_.x[i] == boundary) ws_.w[i] *= float(share);
-    const Edge edge = search_gathered(cut, whole, {true, 0});
+    const Edge edge = search_gathered(cut, whole, {});
     if (edge.stopped) narrow_gathered(n_, {edge.key, interval_.hi});
     sums_are_at_ = arrays_at_ = {};  // the weights in the workspace and the sums of the search were shares
   }
@@ -207,7 +207,7 @@ class Survivors {
   Edge search_arrays(const Cut& cut, const Sums& whole, Keys keys, int64_t n, Sums before = {}) {
     for (int64_t i = n; i < n + kLanes; ++i) ws_.x[i] = -INFINITY, ws_.w[i] = 0;
     if (keys.by_logit) return search(cut, whole, ws_, {ws_.x, ws_.w, ws_.y}, n, before);
-    for (int64_t i = 0; i < n; i += kLanes) store(ws_.key + i, Keys::of(keys, load(ws_.x + i), load(ws_.y + i)));
+    for (int64_t i = 0; i < n; i += kLanes) store(ws_.key + i, Keys::of(keys, load(ws_.x + i)));
     for (int64_t i = n; i < n + kLanes; ++i) ws_.key[i] = -INFINITY;
     return search(cut, whole, ws_, {ws_.key, ws_.w, ws_.y}, n, before);
   }
@@ -226,12 +226,14 @@ class Survivors {
       int64_t near = n;
       if (!keys.by_logit) {
         // All tokens nearer to the centre than this are seen.
-        const float radius = bound > interval_.lo ? keys.centre - (bound - s.base) * s.c : INFINITY;
+        const bool below = (bound - s.base) * s.c < keys.centre;
+        const float farthest = bound == interval_.lo ? -INFINITY : below ? Keys::of(keys, all(bound))[0] : INFINITY;
         part = {}, near = 0;
+        for (int64_t i = 0; i < n; i += kLanes) store(ws_.key + i, Keys::of(keys, load(ws_.x + i)));
         for (int64_t i = 0; i < n; ++i) {
-          const float distance = fabsf(ws_.y[i] - keys.centre);
-          ws_.key[near] = -distance, ws_.key_w[near] = ws_.w[i], ws_.key_y[near] = ws_.y[i];
-          if (distance < radius) add(&part, ws_.w[i], ws_.y[i]), ++near;
+          const float key = ws_.key[i];
+          ws_.key[near] = key, ws_.key_w[near] = ws_.w[i], ws_.key_y[near] = ws_.y[i];
+          if (key > farthest) add(&part, ws_.w[i], ws_.y[i]), ++near;
         }
       }
       if (reaches(cut, part, whole, need) || bound == interval_.lo) {
@@ -266,7 +268,7 @@ class Survivors {
     masses_at_ = {};
     if (!known) found_sums(found.whole, s);
 
-    const Keys keys = keys_of(cut, sums_);
+    const Keys keys = keys_of(cut, sums_, s);
     const double need = needed(cut, sums_);
     if (found.above.n > 0 && reaches(cut, found.above, sums_, need)) return false;
     const Sums inside = gathered_sums(ws_, found.between, s.base, s.c);
@@ -274,7 +276,7 @@ class Survivors {
     const Edge edge = search_arrays(cut, sums_, keys, found.between, found.above);
     if (edge.key == INFINITY) return false;  // the last token kept lies above the bracket
     // The walk was in the order of the keys only if they part the row where the bracket does.
-    const Interval kept = logits_of(keys, edge.key, s.base, s.c), wide = bracket.wide, above = bracket.above;
+    const Interval kept = logits_of(keys, edge.key), wide = bracket.wide, above = bracket.above;
     if (!(kept.lo <= kept.hi) || kept.lo < wide.lo || kept.hi > wide.hi) return false;
     if (found.above.n > 0 && (above.lo < kept.lo || above.hi > kept.hi)) return false;
     narrow_to_split(found, edge, kept, s);
@@ -308,10 +310,15 @@ class Survivors {
     }
     Interval kept{edge.key, interval_.hi};
     if (!keys.by_logit) {
-      kept = {INFINITY, -INFINITY};
-      for (int64_t i = 0; i < n; ++i)
-        if (-fabsf(ws_.y[i] - keys.centre) >= edge.key)
-          kept.lo = fminf(kept.lo, ws_.x[i]), kept.hi = fmaxf(kept.hi, ws_.x[i]);
+      V minus_lo = all(-INFINITY), hi = minus_lo;
+      for (int64_t i = n; i < n + kLanes; ++i) ws_.x[i] = -INFINITY;
+      for (int64_t i = 0; i < n; i += kLanes) {
+        const V x = load(ws_.x + i);
+        const M stays = both(at_least(Keys::of(keys, x), all(edge.key)), at_least(x, all(kLowest)));
+        minus_lo = max_of(minus_lo, choose(stays, -x, all(-INFINITY))),
+        hi = max_of(hi, choose(stays, x, all(-INFINITY)));
+      }
+      kept = {-largest_lane(minus_lo), largest_lane(hi)};
     }
     narrow_gathered(n, kept);
     sums_ = edge.kept, sums_are_at_ = s;
