@@ -1,0 +1,310 @@
+"""The decoding loop: `model.generate(..., custom_generate=fastdecode.hf.sample)`.
+
+transformers prepares everything as usual (inputs, cache, processors, stopping criteria) and calls `sample`, which runs the model
+exactly as transformers' own loop does and replaces what comes after the logits: the warpers run as one plan fused with the draw
+(`stages.py`), on the model's own dtype, without a float32 copy, softmax, multinomial or concatenation.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.generation import utils as theirs
+
+from .. import ops, rules
+from ..plan import plan
+from ..record import STATISTICS, Sample
+from . import forward, stages
+from .warpers import fresh_seed
+
+_GREEDY = plan(rules.temperature(0.0))
+DEFERRED = 8  # steps between two looks at a GPU; as many forward passes, at most, are run in vain at the end
+
+
+@dataclass
+class SampledDecoderOnlyOutput(theirs.GenerateDecoderOnlyOutput):
+    """transformers' output, and `stats`: a `fastdecode.Sample` whose tensors are [B, generated tokens].
+
+    Where a row had ended, its floats are 0 and its `kept` is 0; where it had not, `kept` is at least 1.
+    """
+
+    stats: Sample | None = None
+
+
+@dataclass
+class SampledEncoderDecoderOutput(theirs.GenerateEncoderDecoderOutput):
+    """As `SampledDecoderOnlyOutput`."""
+
+    stats: Sample | None = None
+
+
+def sample(
+    model: Any,
+    input_ids: torch.Tensor,
+    logits_processor: Any,
+    stopping_criteria: Any,
+    generation_config: Any,
+    synced_gpus: bool | None = None,
+    streamer: Any = None,
+    *,
+    seed: int | torch.Tensor | None = None,
+    streams: int | torch.Tensor | None = None,
+    top_h_variant: str = "hf",
+    stats: bool | tuple[str, ...] = False,
+    check_every: int | None = None,
+    **model_kwargs: Any,
+) -> Any:
+    """A decoding loop for `generate(custom_generate=...)`: greedy and sampling; the same behaviour as transformers' own.
+
+        model.generate(**inputs, do_sample=True, temperature=1.5, top_h=0.4, top_k=0, custom_generate=fd.hf.sample, seed=7)
+
+    Write the keyword arguments below into the call of `generate`, or bind them with `sample_with`; a streamer can only be given
+    to `sample_with`, as transformers does not pass it on. Rows are those of the batch times num_return_sequences.
+
+    Args:
+        seed: 64-bit number, or int64 with one value per row. None draws one from torch's default generator, so
+            `torch.manual_seed` rules it. The text depends on (seed, stream, logits) and nothing else; the first new token of a
+            call is always step 0, so give every call its own seed.
+        streams: request id for each row, int64. Default: 0, 1, 2, ...; `streams=torch.tensor([5])` draws for a single row what
+            row 5 of a batch draws.
+        top_h_variant: what `top_h=` means: "hf", transformers' rule, or "paper", see `fastdecode.top_h`.
+        stats: True or names as in `fastdecode.sample`; the output then has `stats`. Needs return_dict_in_generate=True.
+        check_every: look every so many steps whether all rows have ended, which stops the host until the GPU has caught up.
+            Default: 8 on a GPU, if only transformers' own processors and stopping criteria run, nobody streams, and a cache
+            that is handed out can be shortened; otherwise 1. Steps computed in vain are taken back.
+
+    Raises:
+        ValueError: a row cannot be sampled (a NaN, or every token removed), or an argument does not fit.
+    """
+    if type(model)._sample is not theirs.GenerationMixin._sample:
+        raise ValueError(
+            f"fastdecode.hf.sample replaces transformers' own decoding loop; {type(model).__name__} has another one: "
+            "leave custom_generate out."
+        )
+    if stats and not generation_config.return_dict_in_generate:
+        raise ValueError("stats need an output that can hold them; pass return_dict_in_generate=True too.")
+    if check_every is not None and (type(check_every) is not int or check_every < 1):
+        raise ValueError(f"check_every must be a whole number >= 1; got {check_every!r}.")
+    synced = forward.synced(model) if synced_gpus is None else synced_gpus
+    chosen = stages.read(logits_processor, top_h_variant)
+    draw = _Draw(chosen, generation_config, seed, streams, stats)
+    layers = _Layers(generation_config, model.config.is_encoder_decoder)
+    text = _Text(input_ids, stopping_criteria.max_length)
+    watch = _Watch(text, stopping_criteria.max_length, streamer)
+    pads = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
+    pad = generation_config._pad_token_tensor
+    pad = None if pad is None else pad.to(input_ids.device)
+    unfinished = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+    if streamer is not None:
+        streamer.put(input_ids.cpu())
+    run = forward.Forward(model, input_ids, generation_config, model_kwargs)
+    outputs = run(text.ids)  # the prompt; its cache is known now
+    if synced or (run.outlives_the_call() and not run.can_be_shortened()):
+        watch.every = 1
+    elif check_every is not None:
+        watch.every = check_every
+    elif input_ids.device.type == "cuda" and streamer is None and _all_theirs(*logits_processor, *stopping_criteria):
+        watch.every = DEFERRED
+    with run.decoding():
+        while model._has_unfinished_sequences(watch.over, synced, device=input_ids.device):
+            outputs = run(text.ids) if outputs is None else outputs
+            if not watch.over:  # or other processes need this one's share of their forward pass
+                tokens, flagged = draw(text.ids, outputs.logits[:, -1], unfinished)
+                layers.keep(outputs)
+                text.append(torch.where(unfinished, tokens, pad) if pads else tokens)
+                unfinished = unfinished & ~stopping_criteria(text.ids, draw.scores_so_far())
+                watch(unfinished, flagged)
+            outputs = None  # its logits may be as long as the prompt
+    if streamer is not None:
+        streamer.end()
+    run.shorten(watch.surplus)
+    text.shorten(watch.surplus)
+    if not generation_config.return_dict_in_generate:
+        return text.ids.clone()
+    steps = text.ids.shape[1] - input_ids.shape[1]
+    kind = _OUTPUTS[bool(stats), bool(model.config.is_encoder_decoder)]
+    found = draw.found(steps, text) | layers.found(steps, model_kwargs)
+    return kind(sequences=text.ids.clone(), past_key_values=run.cache, **found)
+
+
+_OUTPUTS = {
+    (False, False): theirs.GenerateDecoderOnlyOutput, (False, True): theirs.GenerateEncoderDecoderOutput,
+    (True, False): SampledDecoderOnlyOutput, (True, True): SampledEncoderDecoderOutput,
+}  # fmt: skip
+
+
+def sample_with(**options: Any) -> Any:
+    """`sample` with its options filled in, for `generate(custom_generate=sample_with(streamer=streamer, seed=7))`.
+
+    Args:
+        options: the keyword arguments of `sample`, and `streamer`. It gets the prompt first, as from `generate`, to which it
+            must not be given as well.
+
+    Raises:
+        TypeError: an option is unknown.
+    """
+    known = [p.name for p in inspect.signature(sample).parameters.values() if p.kind is p.KEYWORD_ONLY] + ["streamer"]
+    for name in options:
+        if name not in known:
+            raise TypeError(f"sample_with takes {', '.join(known)}; got {name!r}.")
+    return functools.partial(sample, **options)
+
+
+def _all_theirs(*objects: Any) -> bool:
+    return all(type(thing).__module__.split(".")[0] in ("transformers", "fastdecode") for thing in objects)
+
+
+class _Text:
+    """The token ids, prompt first, in one tensor that is written from left to right; `ids` is the part written so far."""
+
+    def __init__(self, prompt: torch.Tensor, max_length: int | None):
+        rows, self.length = prompt.shape
+        room = 256 if max_length is None else min(256, max(0, max_length - self.length))
+        self.start = self.length
+        self.memory = torch.cat([prompt, prompt.new_empty(rows, room)], dim=1)
+        self.ids = self.memory[:, : self.length]
+
+    def append(self, tokens: torch.Tensor) -> None:
+        if self.length == self.memory.shape[1]:
+            self.memory = torch.cat([self.memory, torch.empty_like(self.memory[:, : max(256, self.length)])], dim=1)
+        self.memory[:, self.length] = tokens
+        self.length += 1
+        self.ids = self.memory[:, : self.length]
+
+    def shorten(self, tokens: int) -> None:
+        self.length -= tokens
+        self.ids = self.memory[:, : self.length]
+
+
+class _Watch:
+    """Knows when all rows have ended, and hands the tokens to the streamer.
+
+    Both need the host to wait for the device, so they happen every `every` steps, with one transfer: the number of steps after
+    which a row was still unfinished tells how many of the steps since then were in vain.
+    """
+
+    def __init__(self, text: _Text, max_length: int | None, streamer: Any):
+        self.text, self.max_length, self.streamer = text, max_length, streamer
+        self.every = 1
+        self.over = False
+        self.steps = self.surplus = self.streamed = 0
+        rows, device = text.ids.shape[0], text.ids.device
+        self.flagged = torch.zeros(1 + rows, dtype=torch.int64, device=device)  # and before them: the unfinished steps
+
+    def __call__(self, unfinished: torch.Tensor, flagged: torch.Tensor | None) -> None:
+        self.steps += 1
+        self.flagged[0] += unfinished.any()
+        if flagged is not None:
+            self.flagged[1:] += flagged
+        if self.steps % self.every == 0 or self.text.length == self.max_length:
+            self._look()
+
+    def _look(self) -> None:
+        open_steps, *flagged = self.flagged.tolist()  # the synchronisation
+        if any(flagged):
+            rows = ", ".join(str(row) for row, times in enumerate(flagged) if times)
+            raise ValueError(
+                f"every row of logits must hold a finite logit and no NaN after the logits processors; rows that do not: {rows}."
+            )
+        self.over = open_steps < self.steps
+        self.surplus = self.steps - open_steps - 1 if self.over else 0
+        if self.streamer is not None:
+            start = self.text.start
+            for tokens in self.text.ids[:, start + self.streamed : start + self.steps - self.surplus].cpu().unbind(1):
+                self.streamer.put(tokens)
+            self.streamed = self.steps
+
+
+class _Draw:
+    """From logits to tokens, and what has to be remembered about it."""
+
+    def __init__(self, chosen: stages.Stages, config: Any, seed: Any, streams: Any, stats: bool | tuple[str, ...]):
+        self.stages, self.streams, self.stats = chosen, streams, stats
+        self.greedy = not config.do_sample
+        self.seed = fresh_seed() if seed is None and not self.greedy else seed or 0
+        remembers = config.return_dict_in_generate
+        self.scores: list | None = [] if remembers and config.output_scores else None
+        self.logits: list | None = [] if remembers and config.output_logits else None
+        self.samples: list[Sample] = []
+        self.live: list[torch.Tensor] = []
+        self.steps = 0
+        self.plan = chosen.last + _GREEDY if self.greedy else chosen.last
+
+    def __call__(
+        self, input_ids: torch.Tensor, logits: torch.Tensor, unfinished: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """A token for each row; and, when sampling, which of the unfinished rows could not be sampled."""
+        if self.logits is not None:
+            self.logits.append(_copied(logits, input_ids))
+        if self.stages.before or self.scores is not None:
+            logits = self.stages.scores(input_ids, _copied(logits, input_ids))
+        if self.scores is not None:
+            self.scores.append(self.stages.processed(input_ids, logits))
+        if self.greedy and not self.stats:
+            last = self.stages.last
+            tokens = (ops.truncate(logits, last) if last.rules else logits).argmax(-1).to(input_ids.device)
+            return tokens, None
+        drawn = ops.sample(
+            logits, self.plan, seed=self.seed, step=self.steps, streams=self.streams, stats=self.stats
+        )
+        self.steps += 1
+        if self.stats:
+            self.samples.append(drawn)
+            self.live.append(unfinished)
+        flagged = (drawn.status != 0).to(input_ids.device) & unfinished
+        return drawn.tokens.clamp(min=0).to(input_ids.device), flagged  # -1 is no index, and nobody has looked yet
+
+    def scores_so_far(self) -> tuple | None:
+        return None if self.scores is None else tuple(self.scores)
+
+    def found(self, steps: int, text: _Text) -> dict[str, Any]:
+        """The fields of the output, for the first so many steps."""
+        found: dict[str, Any] = {
+            name: None if kept is None else tuple(kept[:steps])
+            for name, kept in (("scores", self.scores), ("logits", self.logits))
+        }
+        if self.stats:
+            live = torch.stack(self.live[:steps], dim=1)
+            fields = {}
+            for name in ("logprobs", "kept", "status", *STATISTICS):
+                if getattr(self.samples[0], name) is not None:
+                    column = torch.stack([getattr(drawn, name) for drawn in self.samples[:steps]], dim=1).to(live.device)
+                    fields[name] = column.masked_fill(~live, 0)
+            found["stats"] = Sample(tokens=text.ids[:, text.start :].clone(), **fields)
+        return found
+
+
+def _copied(logits: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+    """What transformers gives to its processors."""
+    return logits.to(copy=True, dtype=torch.float32, device=input_ids.device)
+
+
+class _Layers:
+    """Attentions and hidden states, under the names that the output has for them."""
+
+    def __init__(self, config: Any, is_encoder_decoder: bool):
+        self.encoder = is_encoder_decoder
+        kinds = (["attentions"] if config.output_attentions else []) + (
+            ["hidden_states"] if config.output_hidden_states else []
+        )
+        self.wanted = kinds if config.return_dict_in_generate else []
+        names = [f"decoder_{kind}" if is_encoder_decoder else kind for kind in self.wanted]
+        if is_encoder_decoder and "attentions" in self.wanted:
+            names.append("cross_attentions")
+        self.kept: dict[str, list] = {name: [] for name in names}
+
+    def keep(self, outputs: Any) -> None:
+        for name, kept in self.kept.items():
+            kept.append(getattr(outputs, name))
+
+    def found(self, steps: int, model_kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The fields of the output, for the first so many steps."""
+        found: dict[str, Any] = {name: tuple(kept[:steps]) for name, kept in self.kept.items()}
+        if self.encoder:
+            found |= {f"encoder_{kind}": model_kwargs["encoder_outputs"].get(kind) for kind in self.wanted}
+        return found
