@@ -5,6 +5,7 @@ The shortest way is one argument, `model.generate(..., custom_generate=fastdecod
 warpers by their own names, `FusedLogitsProcessor(plan)` and `SamplerLogitsProcessor(plan)`; see `warpers.py`.
 """
 
+from .accelerate import accelerate
 from .loop import sample, sample_with
 from .warpers import (
     EpsilonLogitsWarper,
@@ -23,5 +24,5 @@ from .warpers import (
 __all__ = [
     "EpsilonLogitsWarper", "EtaLogitsWarper", "FusedLogitsProcessor", "MinPLogitsWarper", "SamplerLogitsProcessor",
     "TemperatureLogitsWarper", "TopHLogitsWarper", "TopKLogitsWarper", "TopNSigmaLogitsWarper", "TopPLogitsWarper",
-    "TypicalLogitsWarper", "sample", "sample_with",
+    "TypicalLogitsWarper", "accelerate", "sample", "sample_with",
 ]  # fmt: skip

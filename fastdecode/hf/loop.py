@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import functools
 import inspect
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers.generation import logits_process
 from transformers.generation import utils as theirs
 
 from .. import ops, rules
@@ -89,6 +91,7 @@ def sample(
         raise ValueError("stats need an output that can hold them; pass return_dict_in_generate=True too.")
     if check_every is not None and (type(check_every) is not int or check_every < 1):
         raise ValueError(f"check_every must be a whole number >= 1; got {check_every!r}.")
+    _warn_about_top_k(model, generation_config, logits_processor)
     synced = forward.synced(model) if synced_gpus is None else synced_gpus
     chosen = stages.read(logits_processor, top_h_variant)
     draw = _Draw(chosen, generation_config, seed, streams, stats)
@@ -96,7 +99,7 @@ def sample(
     text = _Text(input_ids, stopping_criteria.max_length)
     watch = _Watch(text, stopping_criteria.max_length, streamer)
     pads = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
-    pad = generation_config._pad_token_tensor
+    pad: Any = generation_config._pad_token_tensor
     pad = None if pad is None else pad.to(input_ids.device)
     unfinished = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
@@ -153,6 +156,29 @@ def sample_with(**options: Any) -> Any:
         if name not in known:
             raise TypeError(f"sample_with takes {', '.join(known)}; got {name!r}.")
     return functools.partial(sample, **options)
+
+
+def _warn_about_top_k(model: Any, config: Any, processors: Any) -> None:
+    """Python shows it once. A top_k that was asked for cannot be told from the default, where the two are equal."""
+    usual = (
+        model.generation_config.top_k or 50
+    )  # in 5.x a default that generate() fills in, in 4.57 a value like any other
+    kinds = [type(processor) for processor in processors]
+    if not config.do_sample or config.top_k != usual or logits_process.TopKLogitsWarper not in kinds:
+        return
+    rules = [name for name in ("top_h", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff") if _is_set(config, name)]
+    rules += [kind.__name__ for kind in kinds if kind in stages.OURS]
+    if rules:
+        warnings.warn(
+            f"top_k={usual} also runs, as transformers does that by default, and cuts what {' and '.join(rules)} would keep; "
+            "pass top_k=0 to switch it off.",
+            stacklevel=5,  # the caller of generate()
+        )
+
+
+def _is_set(config: Any, name: str) -> bool:
+    """Off is None in 5.x; 4.57 has 0 or 1 for some of them."""
+    return getattr(config, name, None) not in (None, 0.0, 1.0)
 
 
 def _all_theirs(*objects: Any) -> bool:
@@ -226,7 +252,8 @@ class _Draw:
     def __init__(self, chosen: stages.Stages, config: Any, seed: Any, streams: Any, stats: bool | tuple[str, ...]):
         self.stages, self.streams, self.stats = chosen, streams, stats
         self.greedy = not config.do_sample
-        self.seed = fresh_seed() if seed is None and not self.greedy else seed or 0
+        # Greedy text leaves torch's generator alone, as in transformers.
+        self.seed = seed if seed is not None else 0 if self.greedy else fresh_seed()
         remembers = config.return_dict_in_generate
         self.scores: list | None = [] if remembers and config.output_scores else None
         self.logits: list | None = [] if remembers and config.output_logits else None
@@ -249,9 +276,7 @@ class _Draw:
             last = self.stages.last
             tokens = (ops.truncate(logits, last) if last.rules else logits).argmax(-1).to(input_ids.device)
             return tokens, None
-        drawn = ops.sample(
-            logits, self.plan, seed=self.seed, step=self.steps, streams=self.streams, stats=self.stats
-        )
+        drawn = ops.sample(logits, self.plan, seed=self.seed, step=self.steps, streams=self.streams, stats=self.stats)
         self.steps += 1
         if self.stats:
             self.samples.append(drawn)
@@ -273,7 +298,9 @@ class _Draw:
             fields = {}
             for name in ("logprobs", "kept", "status", *STATISTICS):
                 if getattr(self.samples[0], name) is not None:
-                    column = torch.stack([getattr(drawn, name) for drawn in self.samples[:steps]], dim=1).to(live.device)
+                    column = torch.stack([getattr(drawn, name) for drawn in self.samples[:steps]], dim=1).to(
+                        live.device
+                    )
                     fields[name] = column.masked_fill(~live, 0)
             found["stats"] = Sample(tokens=text.ids[:, text.start :].clone(), **fields)
         return found

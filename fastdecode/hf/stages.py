@@ -19,9 +19,7 @@ from . import warpers
 
 Processor = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
-_OURS = {
-    value for value in vars(warpers).values() if isinstance(value, type) and issubclass(value, warpers._Masker)
-}
+OURS = {value for value in vars(warpers).values() if isinstance(value, type) and issubclass(value, warpers._Masker)}
 
 
 @dataclass
@@ -78,7 +76,7 @@ def plan_of(processor: Processor, top_h_variant: str = "hf") -> Plan | None:
     """The plan that a processor runs, or None if it is not a warper that is known to do so and nothing else."""
     if getattr(processor, "filter_value", -math.inf) != -math.inf:
         return None  # what it removes stays in the race
-    if type(processor) in _OURS:
+    if type(processor) in OURS:
         return processor.plan  # type: ignore[attr-defined]
     rule = warpers.RULES.get(type(processor))
     if rule is None or getattr(processor, "top_n", 100) != 100:

@@ -37,7 +37,7 @@ class _NoTopH(theirs.LogitsProcessor):
         self.top_h, self.filter_value = top_h, filter_value
 
 
-_TheirTopH = getattr(theirs, "TopHLogitsWarper", _NoTopH)
+_TheirTopH: Any = getattr(theirs, "TopHLogitsWarper", _NoTopH)
 
 # What transformers' warpers mean, read off their attributes; `stages.py` reads foreign objects with it, and the classes below
 # themselves. `+` and `int` make a number of the True that transformers accepts.
@@ -45,9 +45,7 @@ RULES: dict[type, Callable[[Any, str], rules.Rule]] = {
     theirs.TemperatureLogitsWarper: lambda w, _: rules.temperature(w.temperature),
     _TheirTopH: lambda w, variant: rules.top_h(float(w.top_h), variant),
     theirs.TopKLogitsWarper: lambda w, _: rules.top_k(+w.top_k),
-    theirs.TopPLogitsWarper: lambda w, _: (
-        rules.top_p(w.top_p, _keep(w)) if w.top_p != 0 else rules.top_k(_keep(w))
-    ),
+    theirs.TopPLogitsWarper: lambda w, _: rules.top_p(w.top_p, _keep(w)) if w.top_p != 0 else rules.top_k(_keep(w)),
     theirs.MinPLogitsWarper: lambda w, _: rules.min_p(float(w.min_p), _keep(w)),
     theirs.TypicalLogitsWarper: lambda w, _: rules.typical(w.mass, _keep(w)),
     theirs.EpsilonLogitsWarper: lambda w, _: rules.epsilon(w.epsilon, _keep(w)),
