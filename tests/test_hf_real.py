@@ -44,7 +44,12 @@ def test_greedy_rows_in_a_sampled_batch(loaded, greedy):
     plan = fd.plan(fd.temperature(torch.tensor([0.0, 1.5, 0.0])), fd.top_p(0.9))
     with hf.accelerate(loaded.model, seed=1):
         made = loaded.model.generate(
-            **options, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, logits_processor=[hf.FusedLogitsProcessor(plan)]
+            **options,
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            logits_processor=[hf.FusedLogitsProcessor(plan)],
         )
     assert torch.equal(made[[0, 2]], expected[[0, 2]]) and not torch.equal(made[1], expected[1])
 

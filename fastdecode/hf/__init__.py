@@ -5,6 +5,8 @@ The shortest way is one argument, `model.generate(..., custom_generate=fastdecod
 warpers by their own names, `FusedLogitsProcessor(plan)` and `SamplerLogitsProcessor(plan)`; see `warpers.py`.
 """
 
+import contextlib
+
 from .accelerate import accelerate
 from .loop import sample, sample_with
 from .warpers import (
@@ -21,8 +23,11 @@ from .warpers import (
     TypicalLogitsWarper,
 )
 
+with contextlib.suppress(ImportError):  # transformers 4.57 has no such processors
+    from .batching import PerRequestLogitsProcessor, per_request
+
 __all__ = [
     "EpsilonLogitsWarper", "EtaLogitsWarper", "FusedLogitsProcessor", "MinPLogitsWarper", "SamplerLogitsProcessor",
     "TemperatureLogitsWarper", "TopHLogitsWarper", "TopKLogitsWarper", "TopNSigmaLogitsWarper", "TopPLogitsWarper",
-    "TypicalLogitsWarper", "accelerate", "sample", "sample_with",
+    "TypicalLogitsWarper", "accelerate", "PerRequestLogitsProcessor", "per_request", "sample", "sample_with",
 ]  # fmt: skip
