@@ -433,7 +433,8 @@ def test_one_synchronisation_for_several_tokens(llama, prompts, options, monkeyp
                 llama.generate(**asked, custom_generate=hf.sample_with(seed=4, check_every=every))
             counts[every, new] = mode.count
     theirs_own = 32 if OLD else 0  # 4.57 looks at cache_position in every step
-    assert counts[1, 40] - counts[1, 8] == 32 + theirs_own
+    here = 2 if options["do_sample"] else 1  # with every=1 on the CPU, where looking is free: the rows and their status
+    assert counts[1, 40] - counts[1, 8] == 32 * here + theirs_own
     assert counts[8, 40] - counts[8, 8] == 32 / 8 + theirs_own
 
 

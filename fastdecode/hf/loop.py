@@ -117,11 +117,12 @@ def sample(
         while model._has_unfinished_sequences(watch.over, synced, device=input_ids.device):
             outputs = run(text.ids) if outputs is None else outputs
             if not watch.over:  # or other processes need this one's share of their forward pass
-                tokens, flagged = draw(text.ids, outputs.logits[:, -1], unfinished)
+                drawn, status = draw(text.ids, outputs.logits[:, -1], unfinished)
                 layers.keep(outputs)
+                tokens = watch.usable(drawn)
                 text.append(torch.where(unfinished, tokens, pad) if pads else tokens)
-                unfinished = unfinished & ~stopping_criteria(text.ids, draw.scores_so_far())
-                watch(unfinished, flagged)
+                before, unfinished = unfinished, unfinished & ~stopping_criteria(text.ids, draw.scores_so_far())
+                watch(before, status, unfinished)
             outputs = None  # its logits may be as long as the prompt
     if streamer is not None:
         streamer.end()
@@ -210,7 +211,7 @@ class _Text:
 class _Watch:
     """Knows when all rows have ended, and hands the tokens to the streamer.
 
-    Both need the host to wait for the device, so they happen every `every` steps, with one transfer: the number of steps after
+    Both need the host to wait for a GPU, so there they happen every `every` steps, with one transfer: the number of steps after
     which a row was still unfinished tells how many of the steps since then were in vain.
     """
 
@@ -220,30 +221,48 @@ class _Watch:
         self.over = False
         self.steps = self.surplus = self.streamed = 0
         rows, device = text.ids.shape[0], text.ids.device
-        self.flagged = torch.zeros(1 + rows, dtype=torch.int64, device=device)  # and before them: the unfinished steps
+        self.at_hand = device.type == "cpu"
+        self.found = torch.zeros(
+            1 + rows, dtype=torch.int64, device=device
+        )  # unfinished steps; flagged steps of each row
 
-    def __call__(self, unfinished: torch.Tensor, flagged: torch.Tensor | None) -> None:
+    def usable(self, tokens: torch.Tensor) -> torch.Tensor:
+        """-1 is no index, and the model may see it before anybody looks."""
+        return tokens if self.at_hand and self.every == 1 else tokens.clamp(min=0)
+
+    def __call__(self, before: torch.Tensor, status: torch.Tensor | None, unfinished: torch.Tensor) -> None:
+        """A step is done: the rows that were unfinished before it, how their draws went, the rows that are now."""
         self.steps += 1
-        self.flagged[0] += unfinished.any()
-        if flagged is not None:
-            self.flagged[1:] += flagged
+        if self.at_hand and self.every == 1:  # few operations: a small one costs what drawing a token does
+            self.over = not unfinished.any()
+            if status is not None and status.any():
+                self._raise_if_flagged(((status != 0) & before).tolist())
+            return self._stream()
+        self.found[0] += unfinished.any()
+        if status is not None:
+            self.found[1:] += (status != 0).to(before.device) & before
         if self.steps % self.every == 0 or self.text.length == self.max_length:
-            self._look()
+            open_steps, *flagged = self.found.tolist()  # the synchronisation
+            self._raise_if_flagged(flagged)
+            self.over = open_steps < self.steps
+            self.surplus = self.steps - open_steps - 1 if self.over else 0
+            self._stream()
 
-    def _look(self) -> None:
-        open_steps, *flagged = self.flagged.tolist()  # the synchronisation
+    def _stream(self) -> None:
+        if self.streamer is not None:
+            start, end = self.text.start + self.streamed, self.text.start + self.steps - self.surplus
+            for tokens in self.text.ids[:, start:end].cpu().unbind(1):
+                self.streamer.put(tokens)
+            self.streamed = self.steps
+
+    @staticmethod
+    def _raise_if_flagged(flagged: list) -> None:
         if any(flagged):
             rows = ", ".join(str(row) for row, times in enumerate(flagged) if times)
             raise ValueError(
-                f"every row of logits must hold a finite logit and no NaN after the logits processors; rows that do not: {rows}."
+                "after the logits processors, every row of logits must hold a finite logit and no NaN; rows that do not: "
+                f"{rows}."
             )
-        self.over = open_steps < self.steps
-        self.surplus = self.steps - open_steps - 1 if self.over else 0
-        if self.streamer is not None:
-            start = self.text.start
-            for tokens in self.text.ids[:, start + self.streamed : start + self.steps - self.surplus].cpu().unbind(1):
-                self.streamer.put(tokens)
-            self.streamed = self.steps
 
 
 class _Draw:
@@ -265,7 +284,7 @@ class _Draw:
     def __call__(
         self, input_ids: torch.Tensor, logits: torch.Tensor, unfinished: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """A token for each row; and, when sampling, which of the unfinished rows could not be sampled."""
+        """A token for each row, and when sampling the status of the draws."""
         if self.logits is not None:
             self.logits.append(_copied(logits, input_ids))
         if self.stages.before or self.scores is not None:
@@ -274,15 +293,13 @@ class _Draw:
             self.scores.append(self.stages.processed(input_ids, logits))
         if self.greedy and not self.stats:
             last = self.stages.last
-            tokens = (ops.truncate(logits, last) if last.rules else logits).argmax(-1).to(input_ids.device)
-            return tokens, None
+            return (ops.truncate(logits, last) if last.rules else logits).argmax(-1).to(input_ids.device), None
         drawn = ops.sample(logits, self.plan, seed=self.seed, step=self.steps, streams=self.streams, stats=self.stats)
         self.steps += 1
         if self.stats:
             self.samples.append(drawn)
             self.live.append(unfinished)
-        flagged = (drawn.status != 0).to(input_ids.device) & unfinished
-        return drawn.tokens.clamp(min=0).to(input_ids.device), flagged  # -1 is no index, and nobody has looked yet
+        return drawn.tokens.to(input_ids.device), drawn.status
 
     def scores_so_far(self) -> tuple | None:
         return None if self.scores is None else tuple(self.scores)
