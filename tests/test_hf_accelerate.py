@@ -12,10 +12,10 @@ import torch
 
 pytest.importorskip("transformers")
 
-from transformers.generation import GenerationConfig, StoppingCriteria, StoppingCriteriaList, utils  # noqa: E402
+from transformers.generation import GenerationConfig, StoppingCriteria, StoppingCriteriaList, utils
 
-from fastdecode import hf  # noqa: E402
-from fastdecode.hf import loop  # noqa: E402
+from fastdecode import hf
+from fastdecode.hf import loop
 
 NEW = 10
 MIN_P = {"do_sample": True, "temperature": 1.5, "top_k": 0, "min_p": 0.05, "max_new_tokens": NEW}

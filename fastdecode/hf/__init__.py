@@ -2,7 +2,8 @@
 
 The shortest way is one argument, `model.generate(..., custom_generate=fastdecode.hf.sample)`, or none at all inside
 `with fastdecode.hf.accelerate(model):`; see `loop.py` and `accelerate.py`. Where transformers' own loop must run, there are its
-warpers by their own names, `FusedLogitsProcessor(plan)` and `SamplerLogitsProcessor(plan)`; see `warpers.py`.
+warpers by their own names, `FusedLogitsProcessor(plan)` and `SamplerLogitsProcessor(plan)`; see `warpers.py`. For continuous
+batching: `per_request(manager)`, in `batching.py`.
 """
 
 import contextlib
@@ -23,11 +24,13 @@ from .warpers import (
     TypicalLogitsWarper,
 )
 
-with contextlib.suppress(ImportError):  # transformers 4.57 has no such processors
-    from .batching import PerRequestLogitsProcessor, per_request
-
 __all__ = [
     "EpsilonLogitsWarper", "EtaLogitsWarper", "FusedLogitsProcessor", "MinPLogitsWarper", "SamplerLogitsProcessor",
     "TemperatureLogitsWarper", "TopHLogitsWarper", "TopKLogitsWarper", "TopNSigmaLogitsWarper", "TopPLogitsWarper",
-    "TypicalLogitsWarper", "accelerate", "PerRequestLogitsProcessor", "per_request", "sample", "sample_with",
+    "TypicalLogitsWarper", "accelerate", "sample", "sample_with",
 ]  # fmt: skip
+
+with contextlib.suppress(ImportError):  # transformers 4.57 has no such processors
+    from .batching import PerRequestLogitsProcessor, per_request
+
+    __all__ += ["PerRequestLogitsProcessor", "per_request"]
