@@ -15,7 +15,7 @@ pytest.importorskip("transformers")
 from transformers.generation import GenerationConfig, StoppingCriteria, StoppingCriteriaList, utils
 
 from fastdecode import hf
-from fastdecode.hf import loop
+from fastdecode.hf import draw
 
 NEW = 10
 MIN_P = {"do_sample": True, "temperature": 1.5, "top_k": 0, "min_p": 0.05, "max_new_tokens": NEW}
@@ -44,13 +44,13 @@ def prompts():
 def ran(monkeypatch):
     """How often our loop ran."""
     runs = []
-    made = loop._Draw.__init__
+    made = draw.Draw.__init__
 
     def counted(self, *arguments):
         runs.append(arguments)
         made(self, *arguments)
 
-    monkeypatch.setattr(loop._Draw, "__init__", counted)
+    monkeypatch.setattr(draw.Draw, "__init__", counted)
     return runs
 
 
@@ -131,7 +131,7 @@ def test_for_good_and_in_any_order(model, prompts, ran):
     second.start()
     first.stop()
     model.generate(prompts, **MIN_P)
-    assert len(ran) == 1 and ran[0][2] == 2
+    assert len(ran) == 1 and ran[0][3] == 2
     second.stop()
     with pytest.raises(RuntimeError, match=r"stop\(\) needs a start\(\)"):
         second.stop()
@@ -220,6 +220,34 @@ def test_users_own_criteria_and_processors_take_part(model, prompts, ran):
     with hf.accelerate(model):
         made = model.generate(prompts, **GREEDY, stopping_criteria=StoppingCriteriaList([AfterThree()]))
     assert made.shape[1] == prompts.shape[1] + 3 and len(ran) == 1
+
+
+@pytest.fixture
+def one_process():
+    """A group of processes of which there is one."""
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_processes_that_wait_for_each_other(model, prompts, ran, one_process, monkeypatch):
+    """With synced_gpus, every step asks the other processes whether they go on, and then goes on as well."""
+    asked = []
+    reduce = torch.distributed.all_reduce
+
+    def others_take_longer(flag, **options):
+        asked.append(float(flag))
+        reduce(flag, **options)
+        flag += len(asked) % (NEW + 3) > 0  # 0 if everybody has ended: after two steps more than here
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", others_take_longer)
+    expected = model.generate(prompts, **GREEDY, synced_gpus=True)
+    theirs_asked, asked[:] = list(asked), []
+    with hf.accelerate(model):
+        assert torch.equal(model.generate(prompts, **GREEDY, synced_gpus=True), expected)
+    assert asked == theirs_asked == [1.0] * NEW + [0.0] * 3 and len(ran) == 1
+    assert torch.equal(expected, model.generate(prompts, **GREEDY))
 
 
 def test_what_is_no_model(model):

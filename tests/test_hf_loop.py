@@ -105,6 +105,25 @@ def test_greedy(models, prompts, kind, options):
         same(model.generate(**ask(prompts, do_sample=False, custom_generate=hf.sample, **options, **more)), expected)
 
 
+def test_greedy_with_a_warper_that_removes_the_best(llama, prompts):
+    options = ask(prompts, do_sample=False, logits_processor=[theirs.TypicalLogitsWarper(0.05)])
+    expected = llama.generate(**options)
+    same(llama.generate(**options, custom_generate=hf.sample), expected)
+    assert not torch.equal(expected, llama.generate(**ask(prompts, do_sample=False))), "the best was never removed"
+
+
+def test_a_long_text(prompts):
+    """Longer than the memory that is taken at first, and than any limit on the length: the end token ends it."""
+    from fastdecode.hf.loop import _Text
+
+    for most in (None, 1000):
+        text, tokens = _Text(prompts, most), torch.arange(3 * 700).view(700, 3)
+        for column in tokens:
+            text.append(column)
+        text.shorten(5)
+        assert torch.equal(text.ids, torch.cat([prompts, tokens[:-5].T], dim=1))
+
+
 def test_greedy_with_a_left_padded_batch(llama, prompts):
     mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1], [0, 1, 1, 1]])
     options = ask(prompts, do_sample=False) | {"attention_mask": mask}
@@ -504,6 +523,9 @@ def test_bad_arguments(llama, prompts, monkeypatch):
         hf.sample_with(sede=1)
     with pytest.raises(ValueError, match="seed must be"):
         llama.generate(**options, custom_generate=hf.sample, seed=torch.tensor([1, 2]))
+    for mode, more in (("beam_search", {"num_beams": 3}), ("assisted_generation", {"prompt_lookup_num_tokens": 2})):
+        with pytest.raises(ValueError, match=f"one beam; got {mode}"):
+            llama.generate(**ask(prompts[:1], **more), custom_generate=hf.sample)
     monkeypatch.setattr(type(llama), "_sample", lambda *_: None)
     with pytest.raises(ValueError, match="LlamaForCausalLM has another one"):
         llama.generate(**options, custom_generate=hf.sample)

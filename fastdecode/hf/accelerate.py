@@ -11,9 +11,8 @@ from typing import Any
 from transformers.generation import StoppingCriteriaList, StopStringCriteria
 from transformers.generation import utils as theirs
 
-from .loop import sample_with
+from .loop import MODES, sample_with
 
-_MODES = (theirs.GenerationMode.GREEDY_SEARCH, theirs.GenerationMode.SAMPLE)
 _LOCK = threading.Lock()
 _ENTERED: ContextVar[tuple[accelerate, ...]] = ContextVar("entered", default=())
 
@@ -134,7 +133,7 @@ def _redirected(model: Any, args: tuple, kwargs: dict[str, Any], sample: Any) ->
         return None
     defaults = {name: given[name] for name in ("use_model_defaults",) if name in given}  # 4.57
     config, _ = model._prepare_generation_config(given.get("generation_config"), **defaults, **extra)
-    if config.get_generation_mode() not in _MODES or config.is_assistant or config.token_healing:
+    if config.get_generation_mode() not in MODES or config.is_assistant or config.token_healing:
         return None
     if config.cache_implementation == "paged":
         return None

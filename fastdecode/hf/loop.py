@@ -10,38 +10,17 @@ from __future__ import annotations
 import functools
 import inspect
 import warnings
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers.generation import logits_process
 from transformers.generation import utils as theirs
 
-from .. import ops, rules
-from ..plan import plan
-from ..record import STATISTICS, Sample
 from . import forward, stages
-from .warpers import fresh_seed
+from .draw import OUTPUTS, Draw, Layers
 
-_GREEDY = plan(rules.temperature(0.0))
+MODES = (theirs.GenerationMode.GREEDY_SEARCH, theirs.GenerationMode.SAMPLE)
 DEFERRED = 8  # steps between two looks at a GPU; as many forward passes, at most, are run in vain at the end
-
-
-@dataclass
-class SampledDecoderOnlyOutput(theirs.GenerateDecoderOnlyOutput):
-    """transformers' output, and `stats`: a `fastdecode.Sample` whose tensors are [B, generated tokens].
-
-    Where a row had ended, its floats are 0 and its `kept` is 0; where it had not, `kept` is at least 1.
-    """
-
-    stats: Sample | None = None
-
-
-@dataclass
-class SampledEncoderDecoderOutput(theirs.GenerateEncoderDecoderOutput):
-    """As `SampledDecoderOnlyOutput`."""
-
-    stats: Sample | None = None
 
 
 def sample(
@@ -87,6 +66,11 @@ def sample(
             f"fastdecode.hf.sample replaces transformers' own decoding loop; {type(model).__name__} has another one: "
             "leave custom_generate out."
         )
+    mode = generation_config.get_generation_mode()
+    if mode not in MODES:
+        raise ValueError(
+            f"fastdecode.hf.sample samples or decodes greedily, with one beam; got {mode.value}: leave custom_generate out."
+        )
     if stats and not generation_config.return_dict_in_generate:
         raise ValueError("stats need an output that can hold them; pass return_dict_in_generate=True too.")
     if check_every is not None and (type(check_every) is not int or check_every < 1):
@@ -94,8 +78,8 @@ def sample(
     _warn_about_top_k(model, generation_config, logits_processor)
     synced = forward.synced(model) if synced_gpus is None else synced_gpus
     chosen = stages.read(logits_processor, top_h_variant)
-    draw = _Draw(chosen, generation_config, seed, streams, stats)
-    layers = _Layers(generation_config, model.config.is_encoder_decoder)
+    draw = Draw(chosen, generation_config, input_ids, seed, streams, stats)
+    layers = Layers(generation_config, model.config.is_encoder_decoder)
     text = _Text(input_ids, stopping_criteria.max_length)
     watch = _Watch(text, stopping_criteria.max_length, streamer)
     pads = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
@@ -130,16 +114,10 @@ def sample(
     text.shorten(watch.surplus)
     if not generation_config.return_dict_in_generate:
         return text.ids.clone()
-    steps = text.ids.shape[1] - input_ids.shape[1]
-    kind = _OUTPUTS[bool(stats), bool(model.config.is_encoder_decoder)]
-    found = draw.found(steps, text) | layers.found(steps, model_kwargs)
+    tokens = text.ids[:, text.start :].clone()
+    kind = OUTPUTS[bool(stats), bool(model.config.is_encoder_decoder)]
+    found = draw.found(tokens) | layers.found(tokens.shape[1], model_kwargs)
     return kind(sequences=text.ids.clone(), past_key_values=run.cache, **found)
-
-
-_OUTPUTS = {
-    (False, False): theirs.GenerateDecoderOnlyOutput, (False, True): theirs.GenerateEncoderDecoderOutput,
-    (True, False): SampledDecoderOnlyOutput, (True, True): SampledEncoderDecoderOutput,
-}  # fmt: skip
 
 
 def sample_with(**options: Any) -> Any:
@@ -263,92 +241,3 @@ class _Watch:
                 "after the logits processors, every row of logits must hold a finite logit and no NaN; rows that do not: "
                 f"{rows}."
             )
-
-
-class _Draw:
-    """From logits to tokens, and what has to be remembered about it."""
-
-    def __init__(self, chosen: stages.Stages, config: Any, seed: Any, streams: Any, stats: bool | tuple[str, ...]):
-        self.stages, self.streams, self.stats = chosen, streams, stats
-        self.greedy = not config.do_sample
-        # Greedy text leaves torch's generator alone, as in transformers.
-        self.seed = seed if seed is not None else 0 if self.greedy else fresh_seed()
-        remembers = config.return_dict_in_generate
-        self.scores: list | None = [] if remembers and config.output_scores else None
-        self.logits: list | None = [] if remembers and config.output_logits else None
-        self.samples: list[Sample] = []
-        self.live: list[torch.Tensor] = []
-        self.steps = 0
-        self.plan = chosen.last + _GREEDY if self.greedy else chosen.last
-
-    def __call__(
-        self, input_ids: torch.Tensor, logits: torch.Tensor, unfinished: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """A token for each row, and when sampling the status of the draws."""
-        if self.logits is not None:
-            self.logits.append(_copied(logits, input_ids))
-        if self.stages.before or self.scores is not None:
-            logits = self.stages.scores(input_ids, _copied(logits, input_ids))
-        if self.scores is not None:
-            self.scores.append(self.stages.processed(input_ids, logits))
-        if self.greedy and not self.stats:
-            last = self.stages.last
-            return (ops.truncate(logits, last) if last.rules else logits).argmax(-1).to(input_ids.device), None
-        drawn = ops.sample(logits, self.plan, seed=self.seed, step=self.steps, streams=self.streams, stats=self.stats)
-        self.steps += 1
-        if self.stats:
-            self.samples.append(drawn)
-            self.live.append(unfinished)
-        return drawn.tokens.to(input_ids.device), drawn.status
-
-    def scores_so_far(self) -> tuple | None:
-        return None if self.scores is None else tuple(self.scores)
-
-    def found(self, steps: int, text: _Text) -> dict[str, Any]:
-        """The fields of the output, for the first so many steps."""
-        found: dict[str, Any] = {
-            name: None if kept is None else tuple(kept[:steps])
-            for name, kept in (("scores", self.scores), ("logits", self.logits))
-        }
-        if self.stats:
-            live = torch.stack(self.live[:steps], dim=1)
-            fields = {}
-            for name in ("logprobs", "kept", "status", *STATISTICS):
-                if getattr(self.samples[0], name) is not None:
-                    column = torch.stack([getattr(drawn, name) for drawn in self.samples[:steps]], dim=1).to(
-                        live.device
-                    )
-                    fields[name] = column.masked_fill(~live, 0)
-            found["stats"] = Sample(tokens=text.ids[:, text.start :].clone(), **fields)
-        return found
-
-
-def _copied(logits: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
-    """What transformers gives to its processors."""
-    return logits.to(copy=True, dtype=torch.float32, device=input_ids.device)
-
-
-class _Layers:
-    """Attentions and hidden states, under the names that the output has for them."""
-
-    def __init__(self, config: Any, is_encoder_decoder: bool):
-        self.encoder = is_encoder_decoder
-        kinds = (["attentions"] if config.output_attentions else []) + (
-            ["hidden_states"] if config.output_hidden_states else []
-        )
-        self.wanted = kinds if config.return_dict_in_generate else []
-        names = [f"decoder_{kind}" if is_encoder_decoder else kind for kind in self.wanted]
-        if is_encoder_decoder and "attentions" in self.wanted:
-            names.append("cross_attentions")
-        self.kept: dict[str, list] = {name: [] for name in names}
-
-    def keep(self, outputs: Any) -> None:
-        for name, kept in self.kept.items():
-            kept.append(getattr(outputs, name))
-
-    def found(self, steps: int, model_kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The fields of the output, for the first so many steps."""
-        found: dict[str, Any] = {name: tuple(kept[:steps]) for name, kept in self.kept.items()}
-        if self.encoder:
-            found |= {f"encoder_{kind}": model_kwargs["encoder_outputs"].get(kind) for kind in self.wanted}
-        return found
