@@ -17,6 +17,8 @@ from transformers.generation import GenerationConfig, StoppingCriteria, Stopping
 from fastdecode import hf
 from fastdecode.hf import draw
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NEW = 10
 MIN_P = {"do_sample": True, "temperature": 1.5, "top_k": 0, "min_p": 0.05, "max_new_tokens": NEW}
 GREEDY = {"do_sample": False, "max_new_tokens": NEW}
@@ -24,7 +26,6 @@ GREEDY = {"do_sample": False, "max_new_tokens": NEW}
 
 @pytest.fixture(scope="module")
 def model():
-    torch.set_num_threads(1)
     return tiny_model.llama()
 
 

@@ -20,6 +20,8 @@ from transformers.generation.continuous_batching import cb_logits_processors as 
 from fastdecode import hf
 from fastdecode.hf.batching import PerRequestProcessorList
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 INF = math.inf
 NEW = 6
 PROMPT = [5, 9, 77, 130]
@@ -117,7 +119,6 @@ def test_what_is_refused():
 
 @pytest.fixture
 def model():
-    torch.set_num_threads(1)
     return tiny_model.llama()
 
 

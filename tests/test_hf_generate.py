@@ -20,13 +20,7 @@ NEW = 12
 RAW = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}  # switches transformers' own warpers off
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads waiting for each other take most of the time of so small a model on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

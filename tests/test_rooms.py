@@ -11,7 +11,7 @@ import pytest
 from fastdecode.rules import RULES
 
 ROOT = Path(__file__).parents[1]
-OURS = ("fastdecode", "csrc", "tests", "bench")
+OURS = ("fastdecode", "csrc", "tests", "bench", "examples")
 LONGEST = 400
 
 PYTHON = sorted((ROOT / "fastdecode").rglob("*.py"))
