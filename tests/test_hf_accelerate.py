@@ -251,6 +251,12 @@ def test_processes_that_wait_for_each_other(model, prompts, ran, one_process, mo
     assert torch.equal(expected, model.generate(prompts, **GREEDY))
 
 
+def test_a_warning_blames_the_line_that_called_generate(model, prompts):
+    with pytest.warns(UserWarning, match="top_k=50 also runs") as seen, hf.accelerate(model):
+        model.generate(prompts, do_sample=True, min_p=0.05, max_new_tokens=2)
+    assert [w.filename for w in seen if "top_k" in str(w.message)] == [__file__]
+
+
 def test_what_is_no_model(model):
     with pytest.raises(TypeError, match="accelerate takes a transformers model"):
         hf.accelerate(torch.nn.Linear(2, 2))

@@ -17,7 +17,10 @@ def save(folder: Path) -> Path:
     vocabulary = {word: i for i, word in enumerate(["<unk>", "<end>", *WORDS])}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", eos_token="<end>").save_pretrained(folder)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, unk_token="<unk>", eos_token="<end>", model_input_names=["input_ids", "attention_mask"]
+    )
+    tokenizer.save_pretrained(folder)
     config = LlamaConfig(
         vocab_size=len(vocabulary), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
         max_position_embeddings=128, bos_token_id=1, eos_token_id=1, pad_token_id=1,

@@ -97,10 +97,8 @@ class _Switch:
 
     def remove_if_unused(self) -> None:
         attributes = vars(self.model)
-        if (
-            self.entries or attributes.get("generate") is not self
-        ):  # somebody wrapped this object and goes on calling it
-            return
+        if self.entries or attributes.get("generate") is not self:
+            return  # in use; or somebody has wrapped this object, and goes on calling it
         if self.had_one:
             attributes["generate"] = self.generate
         else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 import warnings
 from typing import Any
 
@@ -151,8 +152,24 @@ def _warn_about_top_k(model: Any, config: Any, processors: Any) -> None:
         warnings.warn(
             f"top_k={usual} also runs, as transformers does that by default, and cuts what {' and '.join(rules)} would keep; "
             "pass top_k=0 to switch it off.",
-            stacklevel=5,  # the caller of generate()
+            stacklevel=_caller_of_generate(),
         )
+
+
+def _caller_of_generate() -> int:
+    """How many calls above the warning the first line lies that is neither ours nor of the libraries between."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and _root(frame.f_globals.get("__name__", "")) in (
+        "fastdecode",
+        "transformers",
+        "torch",
+    ):
+        level, frame = level + 1, frame.f_back
+    return level
+
+
+def _root(module: str) -> str:
+    return module.split(".")[0]
 
 
 def _is_set(config: Any, name: str) -> bool:
@@ -161,7 +178,7 @@ def _is_set(config: Any, name: str) -> bool:
 
 
 def _all_theirs(*objects: Any) -> bool:
-    return all(type(thing).__module__.split(".")[0] in ("transformers", "fastdecode") for thing in objects)
+    return all(_root(type(thing).__module__) in ("transformers", "fastdecode") for thing in objects)
 
 
 class _Text:
