@@ -60,6 +60,14 @@ def test_statistics_of_greedy_text(llama, prompts):
         torch.testing.assert_close(made.stats.raw_logprobs[:, step], expected)
 
 
+def test_statistics_change_no_greedy_text(llama, prompts):
+    """Not even where a row is NaN, which greedy decoding does not mind."""
+    options = ask(prompts, do_sample=False, return_dict_in_generate=True, logits_processor=[Breaker(1, math.nan, 6)])
+    made = llama.generate(**options, custom_generate=hf.sample, stats=True)
+    assert torch.equal(made.sequences, llama.generate(**options).sequences)
+    assert made.stats.status[1].any() and not made.stats.status[[0, 2]].any()
+
+
 class Recorder:
     def __init__(self):
         self.heard = []

@@ -66,7 +66,7 @@ class Draw:
         remembers = config.return_dict_in_generate
         self.scores: list | None = [] if remembers and config.output_scores else None
         self.logits: list | None = [] if remembers and config.output_logits else None
-        self.samples: list[Sample] = []
+        self.samples: list[Any] = []  # a Sample for each step
         self.live: list[torch.Tensor] = []
         self.steps = 0
         self.plan = chosen.last + _GREEDY if self.greedy else chosen.last
@@ -81,15 +81,19 @@ class Draw:
             logits = self.stages.scores(input_ids, _copied(logits, input_ids))
         if self.scores is not None:
             self.scores.append(self.stages.processed(input_ids, logits))
-        if self.greedy and not self.stats:
-            last = self.stages.last
-            return (ops.truncate(logits, last) if last.rules else logits).argmax(-1).to(input_ids.device), None
-        drawn = ops.sample(logits, self.plan, seed=self.seed, step=self.steps, streams=self.streams, stats=self.stats)
-        self.steps += 1
+        drawn = None
+        if self.stats or not self.greedy:
+            drawn = ops.sample(
+                logits, self.plan, seed=self.seed, step=self.steps, streams=self.streams, stats=self.stats
+            )
+            self.steps += 1
         if self.stats:
             self.samples.append(drawn)
             self.live.append(unfinished)
-        return drawn.tokens.to(input_ids.device), drawn.status
+        if drawn is not None and not self.greedy:
+            return drawn.tokens.to(input_ids.device), drawn.status
+        last = self.stages.last
+        return (ops.truncate(logits, last) if last.rules else logits).argmax(-1).to(input_ids.device), None
 
     def scores_so_far(self) -> tuple | None:
         return None if self.scores is None else tuple(self.scores)
