@@ -77,3 +77,32 @@ def threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+# ---- what the tests of fastdecode.hf share ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Threads waiting for each other take most of the time of a tiny model on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def models():
+    import loops
+
+    return {kind: loops.made(kind) for kind in loops.MODELS}
+
+
+@pytest.fixture
+def llama(models):
+    return models["llama"]
+
+
+@pytest.fixture
+def prompts():
+    return torch.tensor([[5, 9, 77, 130], [8, 2, 250, 4], [61, 61, 3, 299]])
