@@ -1,8 +1,9 @@
 """Which engine runs a call: the only place that decides, and the only reader of environment variables.
 
-FASTDECODE_BACKEND=reference|cpu       use this engine, or fail; unset: the fastest one that can run on the logits' device
+FASTDECODE_BACKEND=reference|cpu|triton  use this engine, or fail; unset: the fastest one that can run on the logits' device
 FASTDECODE_CPU=baseline|avx2|avx512    the instruction set of the cpu engine; unset: the best one this machine has
 FASTDECODE_REQUIRE=cpu,...             engines that the tests must find here: a missing one fails instead of being skipped
+TRITON_INTERPRET=1                     Triton's own: the triton engine then runs on CPU tensors, slowly
 """
 
 from __future__ import annotations
@@ -41,8 +42,22 @@ try:
 except ImportError as error:
     MISSING["cpu"] = f"the compiled extension is not there ({error}); reinstall fastdecode with a C++17 compiler"
 
-# The engines that can run on a device type, the fastest first.
-PREFERENCE = {"cpu": ("cpu", "reference")}
+try:
+    from . import triton_engine
+
+    _interpreting = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
+    if _interpreting or torch.cuda.device_count():
+        ENGINES["triton"] = triton_engine
+    else:
+        MISSING["triton"] = "torch sees no GPU here (TRITON_INTERPRET=1 runs it on the CPU, for tests)"
+except ImportError as error:
+    _interpreting = False
+    MISSING["triton"] = f"triton cannot be imported ({error})"
+
+# The engines that can run on a device type, the fastest first. What comes after the reference runs only if asked for.
+PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")}
+if _interpreting:
+    PREFERENCE["cpu"] += ("triton",)
 
 _forced: str | None = os.environ.get("FASTDECODE_BACKEND") or None
 

@@ -6,11 +6,15 @@ tests, unless FASTDECODE_REQUIRE names it (the cpu engine always is): then they 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported: then its engine runs on the CPU
 
 from fastdecode import dispatch
 
