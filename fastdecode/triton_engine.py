@@ -36,8 +36,8 @@ class _Rows:
         self.vec = _vector(logits)
         self.logits = (logits, logits.stride(0), limit)
         self.cuts = (cuts, cuts.stride(0) if len(cuts) > 1 else 0, cuts.shape[1])
-        floats = torch.empty(batch * GROUP_FLOATS.value * groups, device=logits.device)
-        ints = torch.empty(batch * GROUP_INTS.value * groups, dtype=torch.int32, device=logits.device)
+        floats = torch.empty(batch * (GROUP_FLOATS.value * groups + GROUP.value), device=logits.device)
+        ints = torch.empty(batch * (GROUP_INTS.value * groups + GROUP.value), dtype=torch.int32, device=logits.device)
         self.groups = (floats, ints, groups)
         self.numbers = torch.empty(batch * ROW_NUMBERS.value, dtype=torch.float64, device=logits.device)
         self.batch = batch

@@ -8,7 +8,7 @@ import triton.language as tl
 from .triton_search import (
     ALIVE_AT, AT_DRAW, AT_ONE, BY_LOGIT, COUNT, FIELDS, GROUP, GROUP_FLOATS, GROUP_INTS, HI_AT, LN2, LO_AT, LOWEST, MASS_AT, MAX_AT, NO_KEY,
     OVERFLOW_AT, ROW_NUMBERS, SPAN, STATUS_AT, STOP_AFTER, TEMPERATURE_AT, TILE, TOKEN_AT, float_of, list_groups, listed, merge,
-    scale_of, search, start_of, tokens_at,
+    row_of, scale_of, search, start_of, tokens_at,
 )  # fmt: skip
 
 OK, NAN = tl.constexpr(0), tl.constexpr(1)
@@ -44,7 +44,17 @@ def write_kernel(
         divided = tl.div_rn(x, t + tl.zeros_like(x))
         answer = tl.where(stays, divided, filter_value)
         answer = tl.where(status == NAN, divided, answer)  # so that the NaN stays visible
+        if out_ptr.dtype.element_ty == tl.bfloat16:
+            answer = rounded_to_bf16(answer)
         tl.store(out_ptr + ids, answer.to(out_ptr.dtype.element_ty), there)
+
+
+@triton.jit
+def rounded_to_bf16(x):
+    """To the nearest, ties to even, as a float32: the GPU's conversion would do it, but the interpreter's cuts off."""
+    bits = x.to(tl.int32, bitcast=True)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
+    return tl.where(x == x, rounded, bits).to(tl.float32, bitcast=True)
 
 
 @triton.jit(do_not_specialize=["row_stride", "limit", "cuts_stride", "n_cuts", "groups", "asked", "num_samples", "num_ids"])
@@ -57,8 +67,8 @@ def statistics_kernel(
     """`asked`: which, as bits; the other pointers are not looked at."""
     row = tl.program_id(0).to(tl.int64)
     row_ptr = start_of(logits_ptr, row * row_stride, VEC)
-    floats_ptr += row * GROUP_FLOATS * groups
-    ints_ptr += row * GROUP_INTS * groups
+    floats_ptr += row * row_of(GROUP_FLOATS, groups)
+    ints_ptr += row * row_of(GROUP_INTS, groups)
     numbers_ptr += row * ROW_NUMBERS
     max = tl.load(numbers_ptr + MAX_AT).to(tl.float32)
     overflow = tl.load(numbers_ptr + OVERFLOW_AT) != 0
@@ -137,8 +147,8 @@ def best_kernel(
     """The n largest logits, the lowest ids of those that tie, with ln p at temperature 1: in the order of their ids."""
     row = tl.program_id(0).to(tl.int64)
     row_ptr = start_of(logits_ptr, row * row_stride, VEC)
-    floats_ptr += row * GROUP_FLOATS * groups
-    ints_ptr += row * GROUP_INTS * groups
+    floats_ptr += row * row_of(GROUP_FLOATS, groups)
+    ints_ptr += row * row_of(GROUP_INTS, groups)
     numbers_ptr += row * ROW_NUMBERS
     max = tl.load(numbers_ptr + MAX_AT).to(tl.float32)
     alive = tl.load(numbers_ptr + ALIVE_AT)

@@ -9,7 +9,7 @@ from .triton_search import (
     ALIVE_AT, AT_FIRST, BY_LOGIT, COUNT, DRAW, FIELDS, FLOOR, GROUP, GROUP_FLOATS, GROUP_INTS, GROUP_STREAM, HI_AT, KEEP_AT, KIND_AT,
     LAST_KEY, LN2, LO_AT, LOWEST, LSE_AT, MASS_AT, MAX_AT, MEASURE_AT, NEED_AT, NO_KEY, OFFSET_AT, OFFSET_H_AT, ORDER_AT, OVERFLOW_AT,
     P2_AT, PREFIX, REQUESTS, ROW_NUMBERS, SAMPLE_STREAM, SD_AT, SLACK, SPAN, STATUS_AT, STOP_AFTER, STOP_AT, SURVIVING,
-    TEMPERATURE_AT, TILE, TOKEN_AT, TOKEN_STREAM, WITHIN_AT, float_of, key_of, list_groups, listed, merge, needed, round_up, scale_of,
+    TEMPERATURE_AT, TILE, TOKEN_AT, TOKEN_STREAM, WITHIN_AT, float_of, key_of, list_groups, listed, merge, needed, round_up, row_of, scale_of,
     scaled, search, spread, start_of, survivor_sums, tokens_at, typicality, wants_sums,
 )  # fmt: skip
 
@@ -30,8 +30,8 @@ def rows_kernel(
     row = tl.program_id(0).to(tl.int64)
     row_ptr = start_of(logits_ptr, row * row_stride, VEC)
     cuts_ptr += row * cuts_stride
-    floats_ptr += row * GROUP_FLOATS * groups
-    ints_ptr += row * GROUP_INTS * groups
+    floats_ptr += row * row_of(GROUP_FLOATS, groups)
+    ints_ptr += row * row_of(GROUP_INTS, groups)
     numbers_ptr += row * ROW_NUMBERS
     max, alive, overflow, status = open_row(floats_ptr, ints_ptr, groups)
 

@@ -133,8 +133,8 @@ def measure_kernel(
     row = tl.program_id(0).to(tl.int64)
     row_ptr = start_of(logits_ptr, row * row_stride, VEC)
     cuts_ptr += row * cuts_stride
-    floats_ptr += row * GROUP_FLOATS * groups
-    ints_ptr += row * GROUP_INTS * groups
+    floats_ptr += row * row_of(GROUP_FLOATS, groups)
+    ints_ptr += row * row_of(GROUP_INTS, groups)
     asked |= wants_sums(cuts_ptr).to(tl.int32)  # bit AT_FIRST
     first_c = scale_of(tl.load(cuts_ptr + TEMPERATURE_AT))
     draw_c = scale_of(tl.load(cuts_ptr + (n_cuts - 1) * FIELDS + TEMPERATURE_AT))
@@ -155,6 +155,12 @@ def measure_kernel(
                 own_ptr = floats_ptr + (OWN + 2 * at) * groups + group
                 tl.store(own_ptr, tl.sum(w, 1), valid)
                 tl.store(own_ptr + groups, tl.sum(w * y, 1), valid)
+
+
+@triton.jit
+def row_of(fields: tl.constexpr, groups):
+    """How much memory a row has: `fields` for each group, and a list of few tokens."""
+    return fields * groups + GROUP
 
 
 @triton.jit
@@ -307,19 +313,19 @@ def bound_by_groups(floats_ptr, groups, rank, lo, top):
 
 @triton.jit
 def sums_at_pivots(
-    row_ptr, ints_ptr, groups, n_listed, limit, overflow, lo, hi, base, c, centre, order, measure, p0, p1, p2, below, VEC: tl.constexpr,
+    row_ptr, ints_ptr, groups, n_listed, limit, overflow, lo, hi, base, c, centre, order, measure, p0, p1, p2, VEC: tl.constexpr,
 ):  # fmt: skip
-    """Sums over the survivors at or above each of three keys p0 <= p1 <= p2; the least and the largest key in [p0, below)."""
+    """Sums over the survivors at or above each of three keys p0 <= p1 <= p2, and the least key there is at or above each."""
     part0, part1, part2 = tl.zeros((TILE,), tl.float64), tl.zeros((TILE,), tl.float64), tl.zeros((TILE,), tl.float64)
     moment0, moment1, moment2 = tl.zeros((TILE,), tl.float64), tl.zeros((TILE,), tl.float64), tl.zeros((TILE,), tl.float64)
-    least = tl.full((TILE, GROUP), LAST_KEY, tl.int32)
-    largest = tl.full((TILE, GROUP), NO_KEY, tl.int32)
+    least0 = tl.full((TILE, GROUP), LAST_KEY, tl.int32)
+    least1 = least0
+    least2 = least0
     for start in range(0, n_listed, TILE):
         group, valid = listed(ints_ptr, groups, start, n_listed, TILE)
         x = tokens_at(row_ptr, group, valid, limit, overflow, VEC)
-        inside = (x >= lo) & (x <= hi)
         y = scaled(x, base, c)
-        key = tl.where(inside, key_of(tl.where(order == BY_LOGIT, x, typicality(y, centre))), NO_KEY)
+        key = key_among(x, y, lo, hi, centre, order)
         w = tl.where(measure == COUNT, 1.0, tl.exp2(y))
         part0 += tl.sum(tl.where(key >= p0, w, 0.0), 1).to(tl.float64)
         part1 += tl.sum(tl.where(key >= p1, w, 0.0), 1).to(tl.float64)
@@ -328,13 +334,28 @@ def sums_at_pivots(
             moment0 += tl.sum(tl.where(key >= p0, w * y, 0.0), 1).to(tl.float64)
             moment1 += tl.sum(tl.where(key >= p1, w * y, 0.0), 1).to(tl.float64)
             moment2 += tl.sum(tl.where(key >= p2, w * y, 0.0), 1).to(tl.float64)
-        among = (key >= p0) & (key < below)
-        least = tl.minimum(least, tl.where(among, key, LAST_KEY))
-        largest = tl.maximum(largest, tl.where(among, key, NO_KEY))
+        least0 = tl.minimum(least0, tl.where(key >= p0, key, LAST_KEY))
+        least1 = tl.minimum(least1, tl.where(key >= p1, key, LAST_KEY))
+        least2 = tl.minimum(least2, tl.where(key >= p2, key, LAST_KEY))
     return (
         tl.sum(part0, 0), tl.sum(part1, 0), tl.sum(part2, 0), tl.sum(moment0, 0), tl.sum(moment1, 0), tl.sum(moment2, 0),
-        tl.min(tl.min(least, 1), 0), tl.max(tl.max(largest, 1), 0),
+        tl.min(tl.min(least0, 1), 0), tl.min(tl.min(least1, 1), 0), tl.min(tl.min(least2, 1), 0),
     )  # fmt: skip
+
+
+@triton.jit
+def key_among(x, y, lo, hi, centre, order):
+    """What the walk goes by: the key of a survivor, NO_KEY for other tokens."""
+    return tl.where((x >= lo) & (x <= hi), key_of(tl.where(order == BY_LOGIT, x, typicality(y, centre))), NO_KEY)
+
+
+@triton.jit
+def reach_of(key, lo, base, c, centre, order):
+    """A logit that the maximum of a group reaches if it holds a survivor at or above `key`."""
+    distance = float_of(key).to(tl.float64)
+    # The slop covers the rounding of y; rounding the result to the nearest float never passes a logit.
+    nearest = base + (centre + distance - 1e-4 * (1 - distance + tl.abs(centre))) / c
+    return tl.maximum(tl.where(order == BY_LOGIT, distance, nearest).to(tl.float32), lo)
 
 
 @triton.jit
@@ -344,21 +365,26 @@ def search(
 ):  # fmt: skip
     """The key of the group of ties at which the walk stops; NO_KEY if it does not.
 
-    `whole`: all that the survivors could add up to, as count or mass. `need` has its slack. The walk stops in [k_lo, below):
-    at or above k_lo the need is met, at or above `below` it is not; every pass narrows that.
+    `whole`: all that the survivors could add up to, as count or mass; `need` has its slack; `rank`: a guess of how many tokens
+    the walk passes. The walk stops in [k_lo, below): at or above k_lo the need is met, at or above `below` it is not. Passes
+    narrow that until it holds few tokens, which are then looked at one by one, or one key, however many tokens tie there.
     """
     k_lo = tl.where(order == BY_LOGIT, key_of(lo), key_of(tl.full((), -1000.0, tl.float32)))
     below = tl.where(order == BY_LOGIT, key_of(top), 0) + 1
-    stops = meets(stop, measured(measure, whole, whole_moment, whole_mass, whole_moment), need)
+    at_lo = measured(measure, whole, whole_moment, whole_mass, whole_moment)
+    stops = meets(stop, at_lo, need)
+    at_below, part_lo, part_below, moment_below = at_lo * 0, whole, whole * 0, whole * 0
+    few = stops & False
     look = 0
-    while stops & (k_lo + 1 < below):
-        # Three pivots: first near the top, then spread out, then by turns evenly among logits and among keys. The
-        # last is what ends every search; the others know where the mass of a row lies.
+    while stops & (k_lo + 1 < below) & (few == 0):
+        # Three pivots: first near the top, then spread out. Then by turns around where a straight line between the ends of the
+        # bracket meets the need, and spread out again, one just above the lower end, where many tokens may tie.
         first = float_of(k_lo)
         last = float_of(below - 1)
-        q0 = first * 0.75 + last * 0.25
-        q1 = first * 0.5 + last * 0.5
-        q2 = first * 0.25 + last * 0.75
+        share = tl.minimum(tl.maximum((need - at_below) / (at_lo - at_below), 0.0), 1.0).to(tl.float32)
+        q0 = first * (share + 0.0625) + last * (0.9375 - share)
+        q1 = first * share + last * (1 - share)
+        q2 = first * (share - 0.0625) + last * (1.0625 - share)
         if look < 2:
             if order != BY_LOGIT:
                 q0, q1, q2 = tl.full((), -8.0, tl.float32), tl.full((), -2.0, tl.float32), tl.full((), -0.5, tl.float32)
@@ -368,31 +394,84 @@ def search(
                 q2 = q0 * 0.25 + last * 0.75
             else:
                 q0, q1, q2 = top - 24.0 / c, top - 8.0 / c, top - 2.0 / c
+        elif look % 2 == 1:
+            q1 = first * 0.625 + last * 0.375
+            q2 = first * 0.25 + last * 0.75
         p0, p1, p2 = key_of(q0), key_of(q1), key_of(q2)
-        if (look > 2) & (look % 2 == 1):
-            width = below.to(tl.int64) - k_lo
-            p0 = (k_lo + width // 4).to(tl.int32)
-            p1 = (k_lo + width // 2).to(tl.int32)
-            p2 = (k_lo + width - width // 4).to(tl.int32)
+        if (look > 1) & (look % 2 == 1):
+            p0 = k_lo + 1
+            if look > 8:  # keys rather than logits, so that every search ends
+                third = ((below.to(tl.int64) - k_lo) // 3).to(tl.int32)
+                p1, p2 = k_lo + third, below - third
         p0 = tl.minimum(tl.maximum(p0, k_lo + 1), below - 1)
         p1 = tl.minimum(tl.maximum(p1, p0), below - 1)
         p2 = tl.minimum(tl.maximum(p2, p1), below - 1)
 
-        # Which groups can hold a token at or above p0; a bound rounded to the nearest float never passes a float.
-        distance = float_of(p0).to(tl.float64)
-        nearest = top + (centre + distance - 1e-4 * (1 - distance + tl.abs(centre))) / c
-        bound = tl.where(order == BY_LOGIT, distance, nearest).to(tl.float32)
-        n_listed = list_groups(floats_ptr, ints_ptr, groups, tl.maximum(bound, lo))
-        part0, part1, part2, moment0, moment1, moment2, least, largest = sums_at_pivots(
-            row_ptr, ints_ptr, groups, n_listed, limit, overflow, lo, hi, top, c, centre, order, measure, p0, p1, p2, below, VEC
+        n_listed = list_groups(floats_ptr, ints_ptr, groups, reach_of(p0, lo, top, c, centre, order))
+        part0, part1, part2, moment0, moment1, moment2, least0, least1, least2 = sums_at_pivots(
+            row_ptr, ints_ptr, groups, n_listed, limit, overflow, lo, hi, top, c, centre, order, measure, p0, p1, p2, VEC
         )  # fmt: skip
-        met0 = meets(stop, measured(measure, part0, moment0, whole_mass, whole_moment), need)
-        met1 = meets(stop, measured(measure, part1, moment1, whole_mass, whole_moment), need)
-        met2 = meets(stop, measured(measure, part2, moment2, whole_mass, whole_moment), need)
-        below = tl.where(met2, below, tl.where(met1, p2, tl.where(met0, p1, p0)))
-        k_lo = tl.where(met2, p2, tl.where(met1, p1, tl.where(met0, p0, k_lo)))
-        # No key of the row lies below the least or above the largest of those in between.
-        k_lo = tl.where(met0, tl.maximum(k_lo, least), k_lo)
-        below = tl.where(met0, tl.minimum(below, largest + 1), below)
+        at0 = measured(measure, part0, moment0, whole_mass, whole_moment)
+        at1 = measured(measure, part1, moment1, whole_mass, whole_moment)
+        at2 = measured(measure, part2, moment2, whole_mass, whole_moment)
+        if meets(stop, at2, need):
+            k_lo, at_lo, part_lo = tl.maximum(p2, least2), at2, part2  # no key lies between
+        elif meets(stop, at1, need):
+            k_lo, at_lo, part_lo = tl.maximum(p1, least1), at1, part1
+            below, at_below, part_below, moment_below = p2, at2, part2, moment2
+        elif meets(stop, at0, need):
+            k_lo, at_lo, part_lo = tl.maximum(p0, least0), at0, part0
+            below, at_below, part_below, moment_below = p1, at1, part1, moment1
+        else:
+            below, at_below, part_below, moment_below = p0, at0, part0, moment0
+        # No token of the bracket weighs less than one at its lower end.
+        lightest = tl.where(order == BY_LOGIT, scaled(float_of(k_lo), top, c), tl.maximum(centre + float_of(k_lo), -125.0))
+        lightest = tl.where(measure == COUNT, 1.0, tl.exp2(lightest))
+        few = part_lo - part_below < lightest * (GROUP - 1)
         look += 1
+    if few & (k_lo + 1 < below):
+        n_listed = list_groups(floats_ptr, ints_ptr, groups, reach_of(k_lo, lo, top, c, centre, order))
+        n = gather(row_ptr, floats_ptr, ints_ptr, groups, n_listed, limit, overflow, lo, hi, top, c, centre, order, k_lo, below, VEC)
+        found = walk(floats_ptr, ints_ptr, groups, n, measure, stop, need, part_below, moment_below, whole_mass, whole_moment)
+        k_lo = tl.maximum(k_lo, found)
     return tl.where(stops, k_lo, NO_KEY)
+
+
+@triton.jit
+def gather(
+    row_ptr, floats_ptr, ints_ptr, groups, n_listed, limit, overflow, lo, hi, base, c, centre, order, k_lo, below, VEC: tl.constexpr
+):  # fmt: skip
+    """Lists keys and y of the survivors with keys in [k_lo, below); how many they are."""
+    n = 0
+    for start in range(0, n_listed, TILE):
+        group, valid = listed(ints_ptr, groups, start, n_listed, TILE)
+        x = tokens_at(row_ptr, group, valid, limit, overflow, VEC)
+        y = scaled(x, base, c)
+        key = key_among(x, y, lo, hi, centre, order)
+        among = (key >= k_lo) & (key < below)
+        counts = tl.sum(among.to(tl.int32), 1)
+        place = n + (tl.cumsum(counts, 0) - counts)[:, None] + tl.cumsum(among.to(tl.int32), 1) - 1
+        tl.store(ints_ptr + GROUP_INTS * groups + place, key, among & (place < GROUP))
+        tl.store(floats_ptr + GROUP_FLOATS * groups + place, y, among & (place < GROUP))
+        n += tl.sum(counts, 0)
+    tl.debug_barrier()
+    return tl.minimum(n, GROUP)
+
+
+@triton.jit
+def walk(floats_ptr, ints_ptr, groups, n, measure, stop, need, before, moment_before, whole_mass, whole_moment):
+    """The largest of n listed keys at or above which the need is met; `before`: the sums above all of them."""
+    lane = tl.arange(0, GROUP)
+    key = tl.load(ints_ptr + GROUP_INTS * groups + lane, lane < n, other=NO_KEY)
+    y = tl.load(floats_ptr + GROUP_FLOATS * groups + lane, lane < n, other=0.0)
+    w = tl.where(measure == COUNT, 1.0, tl.exp2(y))
+    found = tl.full((TILE,), NO_KEY, tl.int32)
+    for start in range(0, n, TILE):
+        place = start + tl.arange(0, TILE)
+        pivot = tl.load(ints_ptr + GROUP_INTS * groups + place, place < n, other=LAST_KEY)
+        above = key[None, :] >= pivot[:, None]
+        part = before + tl.sum(tl.where(above, w[None, :], 0.0), 1).to(tl.float64)
+        moment = moment_before + tl.sum(tl.where(above, (w * y)[None, :], 0.0), 1).to(tl.float64)
+        met = meets(stop, measured(measure, part, moment, whole_mass, whole_moment), need)
+        found = tl.maximum(found, tl.where(met & (place < n), pivot, NO_KEY))
+    return tl.max(found, 0)
