@@ -42,22 +42,22 @@ try:
 except ImportError as error:
     MISSING["cpu"] = f"the compiled extension is not there ({error}); reinstall fastdecode with a C++17 compiler"
 
-try:
-    from . import triton_engine
-
-    _interpreting = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
-    if _interpreting or torch.cuda.device_count():
-        ENGINES["triton"] = triton_engine
-    else:
-        MISSING["triton"] = "torch sees no GPU here (TRITON_INTERPRET=1 runs it on the CPU, for tests)"
-except ImportError as error:
-    _interpreting = False
-    MISSING["triton"] = f"triton cannot be imported ({error})"
-
 # The engines that can run on a device type, the fastest first. What comes after the reference runs only if asked for.
-PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")}
-if _interpreting:
-    PREFERENCE["cpu"] += ("triton",)
+PREFERENCE: dict[str, tuple[str, ...]] = {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")}
+
+# Imported only where it can run: it takes as long as the rest of the package.
+_interpreting = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
+if not _interpreting and not torch.cuda.device_count():
+    MISSING["triton"] = "torch sees no GPU here (TRITON_INTERPRET=1 runs it on the CPU, slowly, for tests)"
+else:
+    try:
+        from . import triton_engine
+
+        ENGINES["triton"] = triton_engine
+        if _interpreting:
+            PREFERENCE["cpu"] += ("triton",)
+    except ImportError as error:
+        MISSING["triton"] = f"Triton is not there ({error}); it comes with torch for Linux, or: pip install triton"
 
 _forced: str | None = os.environ.get("FASTDECODE_BACKEND") or None
 

@@ -1,5 +1,5 @@
 """The Triton engine: every GPU that Triton compiles for, with no compiler at build time; and the CPU, slowly, in Triton's
-interpreter. This file allocates and launches; the kernels are in triton_search.py, triton_rows.py and triton_outputs.py.
+interpreter. This file allocates and launches; the kernels are in triton_measure.py, triton_rows.py and triton_outputs.py.
 
 No call waits for the GPU, and nothing is compiled again for another batch, length or value: only for another dtype or another
 alignment of the rows.
@@ -12,11 +12,19 @@ import functools
 import torch
 
 from .record import Draw, Wanted, drop_samples
+from .triton_measure import AT_DRAW, AT_ONE, GROUP, GROUP_FLOATS, GROUP_INTS, ROW_NUMBERS, TILE, measure_kernel
 from .triton_outputs import (
-    ENTROPY, KEPT_MASS, LOGPROBS_OF, MARGIN, MAX_PROB, RAW_LOGPROBS, best_kernel, statistics_kernel, write_kernel,
+    ENTROPY,
+    KEPT_MASS,
+    LOGPROBS_OF,
+    MARGIN,
+    MAX_PROB,
+    RAW_LOGPROBS,
+    best_kernel,
+    statistics_kernel,
+    write_kernel,
 )  # fmt: skip
 from .triton_rows import rows_kernel
-from .triton_search import AT_DRAW, AT_ONE, GROUP, GROUP_FLOATS, GROUP_INTS, ROW_NUMBERS, TILE, measure_kernel
 
 # A tile of 16 groups: two groups to a warp, 16 logits to a thread. Without fusion a GPU rounds as the interpreter does.
 _LAUNCH = {"num_warps": 8, "enable_fp_fusion": False}
@@ -47,9 +55,10 @@ class _Rows:
         grid = (self.batch, self.slices)
         measure_kernel[grid](*self.logits, *self.cuts, *self.groups, asked, self.vec, **_LAUNCH)
 
-    def run(self, coordinates: tuple, n: int, tokens, logprobs, kept, status) -> None:
+    def run(self, *draws) -> None:
+        """`draws`: coordinates, number of samples, and where they go; none: only the cuts are run."""
         rows_kernel[(self.batch,)](
-            *self.logits, *self.cuts, *self.groups, self.numbers, *coordinates, n, tokens, logprobs, kept, status, self.vec, **_LAUNCH
+            *self.logits, *self.cuts, *self.groups, self.numbers, *(draws or (None,) * 14), self.vec, bool(draws), **_LAUNCH
         )  # fmt: skip
 
 
@@ -62,8 +71,7 @@ def truncate(
     with torch.cuda.device_of(logits):
         rows = _Rows(logits, cuts, vocab_limit)
         rows.measure(0)
-        unused = rows.numbers
-        rows.run((unused, 0, -1) * 3, 0, unused, unused, unused, unused)
+        rows.run()
         write_kernel[(rows.batch, rows.slices)](
             logits, logits.stride(0), rows.vocab, vocab_limit, *rows.cuts, rows.numbers, out, out.stride(0), filter_value,
             min(rows.vec, _vector(out)), **_LAUNCH,
@@ -95,15 +103,19 @@ def sample(logits: torch.Tensor, cuts: torch.Tensor, draw: Draw, wanted: Wanted)
         rows = _Rows(logits, cuts, draw.vocab_limit)
         at_one = asked & (RAW_LOGPROBS.value | LOGPROBS_OF.value) or wanted.top_logprobs
         rows.measure((1 << AT_ONE.value if at_one else 0) | (1 << AT_DRAW.value if asked else 0))
-        coordinates = (*_coordinate(draw.seed, found), *_coordinate(draw.step, found), *_coordinate(draw.streams, found))
-        rows.run(coordinates, n, found["tokens"], found["logprobs"], found["kept"], found["status"])
+        coordinates = (
+            *_coordinate(draw.seed, found),
+            *_coordinate(draw.step, found),
+            *_coordinate(draw.streams, found),
+        )
+        rows.run(*coordinates, n, found["tokens"], found["logprobs"], found["kept"], found["status"])
         if asked:
-            unused = rows.numbers
+            unused = rows.groups[0]  # of the same type, so that nothing is compiled for it
             statistics_kernel[(batch,)](
                 *rows.logits, *rows.cuts, *rows.groups, rows.numbers, asked,
                 *(found.get(name, unused) for name in ("entropy", "kept_mass", "max_prob", "margin")),
                 found["tokens"], found.get("raw_logprobs", unused), n,
-                unused if ids is None else ids, found.get("logprobs_of", unused), 0 if ids is None else ids.shape[1],
+                found["tokens"] if ids is None else ids, found.get("logprobs_of", unused), 0 if ids is None else ids.shape[1],
                 rows.vec, **_LAUNCH,
             )  # fmt: skip
         if wanted.top_logprobs:

@@ -1,15 +1,17 @@
-"""What the Triton engine writes beside tokens: masked logits, statistics, the best tokens of a row. See triton_search.py."""
+"""What the Triton engine writes beside tokens: masked logits, statistics, the best tokens of a row. See triton_measure.py."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from .triton_search import (
-    ALIVE_AT, AT_DRAW, AT_ONE, BY_LOGIT, COUNT, FIELDS, GROUP, GROUP_FLOATS, GROUP_INTS, HI_AT, LN2, LO_AT, LOWEST, MASS_AT, MAX_AT, NO_KEY,
-    OVERFLOW_AT, ROW_NUMBERS, SPAN, STATUS_AT, STOP_AFTER, TEMPERATURE_AT, TILE, TOKEN_AT, float_of, list_groups, listed, merge,
-    row_of, scale_of, search, start_of, tokens_at,
+# isort: off
+from .triton_measure import (
+    ALIVE_AT, AT_DRAW, AT_ONE, BY_LOGIT, COUNT, FIELDS, GROUP, GROUP_FLOATS, GROUP_INTS, HI_AT, LN2, LO_AT, LOWEST, MASS_AT, MAX_AT,
+    OVERFLOW_AT, ROW_NUMBERS, SPAN, STATUS_AT, STOP_AFTER, TEMPERATURE_AT, TILE, TOKEN_AT, as_float, float_of, kernel, list_groups, listed, merge,
+    row_of, scale_of, start_of, tokens_at, without_inf,
 )  # fmt: skip
+from .triton_search import search
 
 OK, NAN = tl.constexpr(0), tl.constexpr(1)
 
@@ -17,7 +19,7 @@ OK, NAN = tl.constexpr(0), tl.constexpr(1)
 ENTROPY, KEPT_MASS, MAX_PROB, MARGIN, RAW_LOGPROBS, LOGPROBS_OF = (tl.constexpr(1 << i) for i in range(6))
 
 
-@triton.jit(do_not_specialize=["row_stride", "vocab", "limit", "cuts_stride", "n_cuts", "out_stride", "filter_value"])
+@kernel
 def write_kernel(
     logits_ptr, row_stride: tl.int64, vocab: tl.int32, limit: tl.int32, cuts_ptr, cuts_stride: tl.int64, n_cuts: tl.int32,
     numbers_ptr, out_ptr, out_stride: tl.int64, filter_value: tl.float32, VEC: tl.constexpr,
@@ -38,26 +40,27 @@ def write_kernel(
     for tile in range(tl.program_id(1), tl.cdiv(vocab, TILE * GROUP), tl.num_programs(1)):
         ids = tile * TILE * GROUP + tl.arange(0, TILE * GROUP)
         there = ids // VEC * VEC < vocab
-        x = tl.load(row_ptr + ids, there, other=0.0).to(tl.float32)
-        as_row = tl.where(overflow, tl.where(x == float("inf"), 0.0, -float("inf")), x)
+        x = as_float(tl.load(row_ptr + ids, there, other=0.0))
+        as_row = without_inf(x, overflow)
         stays = tl.where(greedy, ids == token, (as_row >= lo) & (as_row <= hi) & (ids < limit))
         divided = tl.div_rn(x, t + tl.zeros_like(x))
         answer = tl.where(stays, divided, filter_value)
         answer = tl.where(status == NAN, divided, answer)  # so that the NaN stays visible
         if out_ptr.dtype.element_ty == tl.bfloat16:
-            answer = rounded_to_bf16(answer)
-        tl.store(out_ptr + ids, answer.to(out_ptr.dtype.element_ty), there)
+            tl.store(out_ptr + ids, as_bf16(answer), there)
+        else:
+            tl.store(out_ptr + ids, answer.to(out_ptr.dtype.element_ty), there)
 
 
 @triton.jit
-def rounded_to_bf16(x):
-    """To the nearest, ties to even, as a float32: the GPU's conversion would do it, but the interpreter's cuts off."""
+def as_bf16(x):
+    """Rounded to the nearest, ties to even, as a GPU does it; the interpreter's own conversion cuts off."""
     bits = x.to(tl.int32, bitcast=True)
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
-    return tl.where(x == x, rounded, bits).to(tl.float32, bitcast=True)
+    rounded = tl.where(x == x, bits + 0x7FFF + ((bits >> 16) & 1), bits)
+    return (rounded >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
 
 
-@triton.jit(do_not_specialize=["row_stride", "limit", "cuts_stride", "n_cuts", "groups", "asked", "num_samples", "num_ids"])
+@kernel
 def statistics_kernel(
     logits_ptr, row_stride: tl.int64, limit: tl.int32, cuts_ptr, cuts_stride: tl.int64, n_cuts: tl.int32,
     floats_ptr, ints_ptr, groups: tl.int32, numbers_ptr, asked: tl.int32,
@@ -115,8 +118,7 @@ def log_p_of(row_ptr, ids_ptr, to_ptr, row, n, limit, overflow, max, ln_mass, fi
         place = start + tl.arange(0, GROUP)
         ids = tl.load(ids_ptr + row * n + place, place < n, other=-1)
         there = (ids >= 0) & (ids < limit)
-        x = tl.load(row_ptr + ids, there, other=-float("inf")).to(tl.float32)
-        x = tl.where(overflow, tl.where(x == float("inf"), 0.0, -float("inf")), x)
+        x = without_inf(as_float(tl.load(row_ptr + ids, there, other=-float("inf"))), overflow)
         log_p = tl.where(fine, x.to(tl.float64) - max - ln_mass, float("nan"))
         tl.store(to_ptr + row * n + place, log_p.to(tl.float32), place < n)
 
@@ -139,7 +141,7 @@ def runner_up(row_ptr, floats_ptr, ints_ptr, groups, limit, overflow, max, VEC: 
     return tl.where(maxima > 1, max, second)
 
 
-@triton.jit(do_not_specialize=["row_stride", "limit", "groups", "n"])
+@kernel
 def best_kernel(
     logits_ptr, row_stride: tl.int64, limit: tl.int32, floats_ptr, ints_ptr, groups: tl.int32, numbers_ptr,
     best_ptr, logprobs_ptr, ids_ptr, n: tl.int32, VEC: tl.constexpr,
@@ -173,8 +175,7 @@ def best_kernel(
     filled = tl.full((), 0, tl.int32)
     for start in range(0, tl.where(fine, limit, 0), TILE * GROUP):
         ids = start + tl.arange(0, TILE * GROUP)
-        x = tl.load(row_ptr + ids, ids < limit, other=-float("inf")).to(tl.float32)
-        x = tl.where(overflow, tl.where(x == float("inf"), 0.0, -float("inf")), x)
+        x = without_inf(as_float(tl.load(row_ptr + ids, ids < limit, other=-float("inf"))), overflow)
         ties = ((x == bound) & (ids < limit)).to(tl.int32)
         chosen = (x > bound) | ((ties > 0) & (tl.cumsum(ties, 0) <= ties_left))
         place = filled + tl.cumsum(chosen.to(tl.int32), 0) - 1

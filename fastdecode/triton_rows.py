@@ -1,32 +1,32 @@
-"""The Triton engine's search, narrow and draw: one program runs the cuts of one row. See triton_search.py."""
+"""The Triton engine's narrow and draw: one program runs the cuts of one row. See triton_measure.py."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from .triton_search import (
+# isort: off
+from .triton_measure import (
     ALIVE_AT, AT_FIRST, BY_LOGIT, COUNT, DRAW, FIELDS, FLOOR, GROUP, GROUP_FLOATS, GROUP_INTS, GROUP_STREAM, HI_AT, KEEP_AT, KIND_AT,
     LAST_KEY, LN2, LO_AT, LOWEST, LSE_AT, MASS_AT, MAX_AT, MEASURE_AT, NEED_AT, NO_KEY, OFFSET_AT, OFFSET_H_AT, ORDER_AT, OVERFLOW_AT,
     P2_AT, PREFIX, REQUESTS, ROW_NUMBERS, SAMPLE_STREAM, SD_AT, SLACK, SPAN, STATUS_AT, STOP_AFTER, STOP_AT, SURVIVING,
-    TEMPERATURE_AT, TILE, TOKEN_AT, TOKEN_STREAM, WITHIN_AT, float_of, key_of, list_groups, listed, merge, needed, round_up, row_of, scale_of,
-    scaled, search, spread, start_of, survivor_sums, tokens_at, typicality, wants_sums,
+    TEMPERATURE_AT, TILE, TOKEN_AT, TOKEN_STREAM, WITHIN_AT, as_float, float_of, kernel, key_of, list_groups, listed, merge, round_up, row_of, scale_of,
+    scaled, spread, start_of, survivor_sums, tokens_at, typicality, wants_sums, without_inf,
 )  # fmt: skip
+from .triton_search import needed, search
 
 OK, NAN, EMPTY = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 
-@triton.jit(do_not_specialize=[
-    "row_stride", "limit", "cuts_stride", "n_cuts", "groups", "seed", "seed_stride", "step", "step_stride", "stream", "stream_stride", "num_samples",
-])  # fmt: skip
+@kernel
 def rows_kernel(
     logits_ptr, row_stride: tl.int64, limit: tl.int32, cuts_ptr, cuts_stride: tl.int64, n_cuts: tl.int32,
     floats_ptr, ints_ptr, groups: tl.int32, numbers_ptr,
     seed_ptr, seed: tl.int64, seed_stride: tl.int64, step_ptr, step: tl.int64, step_stride: tl.int64,
     stream_ptr, stream: tl.int64, stream_stride: tl.int64, num_samples: tl.int32, tokens_ptr, logprobs_ptr, kept_ptr, status_ptr,
-    VEC: tl.constexpr,
+    VEC: tl.constexpr, DRAWS: tl.constexpr,
 ):  # fmt: skip
-    """2. search and 3. narrow: every cut of the plan; then, if num_samples > 0, 4. draw."""
+    """2. search and 3. narrow: every cut of the plan; then, if DRAWS, 4. draw: else the pointers and numbers for it are None."""
     row = tl.program_id(0).to(tl.int64)
     row_ptr = start_of(logits_ptr, row * row_stride, VEC)
     cuts_ptr += row * cuts_stride
@@ -44,7 +44,7 @@ def rows_kernel(
     known_lo, known_hi, known_top, known_c = lo, hi, top, tl.full((), 0.0, tl.float32)
     first_c = tl.where(wants_sums(cuts_ptr), scale_of(tl.load(cuts_ptr + TEMPERATURE_AT)), 0.0)
     temperature = tl.load(cuts_ptr + (n_cuts - 1) * FIELDS + TEMPERATURE_AT)
-    for place in range(0, tl.where(status == OK, n_cuts, 0)):
+    for place in range(tl.where(status == OK, n_cuts, 0)):
         cut_ptr = cuts_ptr + place * FIELDS
         kind = tl.load(cut_ptr + KIND_AT).to(tl.int32)
         t = tl.load(cut_ptr + TEMPERATURE_AT)
@@ -56,7 +56,7 @@ def rows_kernel(
         known = counted & (known_c == c) & (known_top == top)
         wanted = tl.where(kind == PREFIX, walks & wants_sums(cut_ptr), wants_sums(cut_ptr)) & (known == 0)
         wanted |= (walks | (keep > 1)) & (counted == 0)
-        wanted &= (t != 0) & ((kind != DRAW) | (num_samples > 0))  # a greedy row has nothing left to cut
+        wanted &= (t != 0) & ((kind != DRAW) | DRAWS)  # a greedy row has nothing left to cut
         if wanted:
             if (lo == LOWEST) & (hi == float("inf")) & (c == first_c):
                 mass, moment = merge(floats_ptr, groups, max, AT_FIRST, c, True)
@@ -78,7 +78,7 @@ def rows_kernel(
         whole_mass, whole_moment = mass, moment
         centre = tl.where(mass > 0, moment / tl.where(mass > 0, mass, 1.0), 0.0).to(tl.float32)
         # Up to three walks: how far `within` reaches, how many must be kept, and the one that the cut is about.
-        for walk in range(0, 3):
+        for walk in range(3):
             run = cuts & (kind == PREFIX)
             by, quantity, how, goal = order, measure, stop, need
             if walk == 0:
@@ -115,7 +115,9 @@ def rows_kernel(
         # 3. narrow
         if cuts & (kept_key > NO_KEY):
             if (kind == PREFIX) & (order != BY_LOGIT):
-                lo, hi = extent(row_ptr, floats_ptr, ints_ptr, groups, limit, overflow, lo, hi, top, c, centre, kept_key, VEC)
+                lo, hi = extent(
+                    row_ptr, floats_ptr, ints_ptr, groups, limit, overflow, lo, hi, top, c, centre, kept_key, VEC
+                )
                 top = hi
             else:
                 lo = tl.maximum(lo, float_of(kept_key))
@@ -134,14 +136,14 @@ def rows_kernel(
     tl.store(numbers_ptr + STATUS_AT, status.to(tl.float64))
     tl.store(numbers_ptr + OVERFLOW_AT, overflow.to(tl.float64))
     tl.store(numbers_ptr + ALIVE_AT, alive.to(tl.float64))
-    if num_samples > 0:
+    if DRAWS:
         tl.store(status_ptr + row, status.to(tl.uint8))
         kept = tl.where(temperature == 0, 1, n).to(tl.int64)
         tl.store(kept_ptr + row, tl.where(status == OK, kept, 0))
         seed = tl.load(seed_ptr + row * seed_stride, seed_stride >= 0, other=seed)
         step = tl.load(step_ptr + row * step_stride, step_stride >= 0, other=step)
         stream = tl.load(stream_ptr + row * stream_stride, stream_stride >= 0, other=row + stream)
-        for sample in range(0, num_samples):
+        for sample in range(num_samples):
             token = greedy_token.to(tl.int64)
             logprob = tl.where(status == OK, 0.0, float("nan")).to(tl.float32)
             if (status == OK) & (temperature != 0):
@@ -198,7 +200,7 @@ def floor_edge(
         unit = tl.full((), 2.0**-70, tl.float32)
         total, squares, mass2 = tl.full((), 0.0, tl.float64), tl.full((), 0.0, tl.float64), tl.full((), 0.0, tl.float64)
         count = tl.full((), 0.0, tl.float64)
-        for look in range(0, 2):
+        for look in range(2):
             count, total, squares, mass2 = spread(
                 row_ptr, ints_ptr, groups, n_listed, limit, overflow, lo, hi, top, c, centre, unit, VEC
             )
@@ -215,9 +217,7 @@ def floor_edge(
 
 
 @triton.jit
-def extent(
-    row_ptr, floats_ptr, ints_ptr, groups, limit, overflow, lo, hi, top, c, centre, kept_key, VEC: tl.constexpr
-):
+def extent(row_ptr, floats_ptr, ints_ptr, groups, limit, overflow, lo, hi, top, c, centre, kept_key, VEC: tl.constexpr):
     """The least and the largest logit of the survivors at or above a key of the typicality order."""
     least = tl.full((TILE, GROUP), float("inf"), tl.float32)
     largest = tl.full((TILE, GROUP), -float("inf"), tl.float32)
@@ -279,8 +279,7 @@ def draw(
 
     lane = tl.arange(0, GROUP)
     ids = winner * GROUP + lane
-    x = tl.load(row_ptr + ids, ids < limit, other=-float("inf")).to(tl.float32)
-    x = tl.where(overflow, tl.where(x == float("inf"), 0.0, -float("inf")), x)
+    x = without_inf(as_float(tl.load(row_ptr + ids, ids < limit, other=-float("inf"))), overflow)
     score = tl.exp2(scaled(x, top, c)).to(tl.float64) / exponentials(seed, step, stream | TOKEN_STREAM, ids)
     score = tl.where((x >= lo) & (x <= hi), score, -1.0)
     token = tl.min(tl.where(score == tl.max(score, 0), ids, LAST_KEY), 0)
