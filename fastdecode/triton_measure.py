@@ -47,8 +47,8 @@ FIELDS = tl.constexpr(len(rules.FIELDS))
     tl.constexpr(place) for place in range(len(rules.FIELDS))
 )  # fmt: skip
 
-# Of each group, float32: its maximum; at three temperatures (the first cut's, the draw's, 1) its mass and its moment relative to
-# it; and its mass among the survivors, relative to the largest survivor. And int32: its count; a list of groups.
+# Of each group, float32: its maximum; at three temperatures (the first cut's, the draw's, 1) its mass, less the 1 of the
+# maximum, and its moment relative to it; and its mass among the survivors, relative to the largest survivor. And int32: its count; a list of groups.
 GROUP_FLOATS, OWN, SURVIVING = tl.constexpr(8), tl.constexpr(1), tl.constexpr(7)
 GROUP_INTS = tl.constexpr(2)
 AT_FIRST, AT_DRAW, AT_ONE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
@@ -181,9 +181,17 @@ def measure_kernel(
                 c = first_c if at == 0 else (draw_c if at == 1 else scale_of(tl.full((), 1.0, tl.float32)))
                 y = tl.where(x == top[:, None], 0.0, scaled(x, top[:, None], c))
                 w = tl.where(x > -float("inf"), tl.exp2(y), 0.0)
+                rest, tops = beside_top(w, y)
                 own_ptr = floats_ptr + (OWN + 2 * at) * groups + group
-                tl.store(own_ptr, tl.sum(w, 1), valid)
+                tl.store(own_ptr, rest + (tops - 1.0), valid)
                 tl.store(own_ptr + groups, tl.sum(w * y, 1), valid)
+
+
+@triton.jit
+def beside_top(w, y):
+    """Sums over each group without the tokens of weight 1, and the number of these: beside a 1, float32 loses a mass of 1e-8,
+    which is what the entropy of a peaked row is made of."""
+    return tl.sum(tl.where(y == 0.0, 0.0, w), 1), tl.sum(tl.where(y == 0.0, w, 0.0), 1)
 
 
 @triton.jit
@@ -212,10 +220,11 @@ def merge(floats_ptr, groups, max, at, c, keep: tl.constexpr):
         shift = scaled(top, max, c)
         factor = tl.exp2(shift)
         own_moment = tl.load(own_ptr + groups, top > -float("inf"), other=0.0)
-        mass += tl.sum((own * factor).to(tl.float64), 0)
-        moment += tl.sum(((own_moment + own * shift) * factor).to(tl.float64), 0)
+        factor = tl.where(top > -float("inf"), factor, 0.0)
+        mass += tl.sum(factor.to(tl.float64) + (own * factor).to(tl.float64), 0)
+        moment += tl.sum(((own_moment + own * shift) * factor).to(tl.float64) + (shift * factor).to(tl.float64), 0)
         if keep:
-            tl.store(floats_ptr + SURVIVING * groups + group, own * factor, group < groups)
+            tl.store(floats_ptr + SURVIVING * groups + group, factor + own * factor, group < groups)
     return mass, moment
 
 
@@ -253,10 +262,10 @@ def survivor_sums(row_ptr, floats_ptr, ints_ptr, groups, n_listed, limit, overfl
         inside = (x >= lo) & (x <= hi)
         y = scaled(x, base, c)
         w = tl.where(inside, tl.exp2(y), 0.0)
-        group_mass = tl.sum(w, 1)
-        tl.store(floats_ptr + SURVIVING * groups + group, group_mass, valid)
+        rest, tops = beside_top(w, y)
+        tl.store(floats_ptr + SURVIVING * groups + group, rest + tops, valid)
         n += tl.sum(inside.to(tl.int32), 1)
-        mass += group_mass.to(tl.float64)
+        mass += rest.to(tl.float64) + tops.to(tl.float64)
         moment += tl.sum(w * y, 1).to(tl.float64)
     return tl.sum(n, 0), tl.sum(mass, 0), tl.sum(moment, 0)
 

@@ -7,7 +7,7 @@ import triton.language as tl
 
 # isort: off
 from .triton_measure import (
-    BY_LOGIT, CERTAIN, COUNT, GROUP, GROUP_FLOATS, GROUP_INTS, LAST_KEY, LN2, MASS, NO_KEY, SLACK, SPAN, STOP_AFTER, SURPRISAL, TILE, float_of,
+    BY_LOGIT, CERTAIN, COUNT, GROUP, GROUP_FLOATS, GROUP_INTS, LAST_KEY, LN2, MASS, NO_KEY, SLACK, SPAN, STOP_AFTER, SURPRISAL, TILE, beside_top, float_of,
     key_of, list_groups, listed, scaled, tokens_at, typicality,
 )  # fmt: skip
 
@@ -79,6 +79,9 @@ def sums_at_pivots(
         tl.zeros((TILE,), tl.float64),
         tl.zeros((TILE,), tl.float64),
     )
+    tops = tl.zeros(
+        (TILE,), tl.float64
+    )  # tokens of weight 1, at or above every pivot, where they would drown an entropy
     least0 = tl.full((TILE, GROUP), LAST_KEY, tl.int32)
     least1 = least0
     least2 = least0
@@ -88,6 +91,9 @@ def sums_at_pivots(
         y = scaled(x, base, c)
         key = key_among(x, y, lo, hi, centre, order)
         w = tl.where(measure == COUNT, 1.0, tl.exp2(y))
+        if (measure > MASS) & (order == BY_LOGIT):
+            tops += tl.sum(tl.where((key > NO_KEY) & (y == 0.0), w, 0.0), 1).to(tl.float64)
+            w = tl.where(y == 0.0, 0.0, w)
         part0 += tl.sum(tl.where(key >= p0, w, 0.0), 1).to(tl.float64)
         part1 += tl.sum(tl.where(key >= p1, w, 0.0), 1).to(tl.float64)
         part2 += tl.sum(tl.where(key >= p2, w, 0.0), 1).to(tl.float64)
@@ -99,7 +105,7 @@ def sums_at_pivots(
         least1 = tl.minimum(least1, tl.where(key >= p1, key, LAST_KEY))
         least2 = tl.minimum(least2, tl.where(key >= p2, key, LAST_KEY))
     return (
-        tl.sum(part0, 0), tl.sum(part1, 0), tl.sum(part2, 0), tl.sum(moment0, 0), tl.sum(moment1, 0), tl.sum(moment2, 0),
+        tl.sum(part0 + tops, 0), tl.sum(part1 + tops, 0), tl.sum(part2 + tops, 0), tl.sum(moment0, 0), tl.sum(moment1, 0), tl.sum(moment2, 0),
         tl.min(tl.min(least0, 1), 0), tl.min(tl.min(least1, 1), 0), tl.min(tl.min(least2, 1), 0),
     )  # fmt: skip
 
@@ -252,7 +258,8 @@ def walk(floats_ptr, ints_ptr, groups, n, measure, stop, need, before, moment_be
         place = start + tl.arange(0, TILE)
         pivot = tl.load(ints_ptr + GROUP_INTS * groups + place, place < n, other=LAST_KEY)
         above = key[None, :] >= pivot[:, None]
-        part = before + tl.sum(tl.where(above, w[None, :], 0.0), 1).to(tl.float64)
+        rest, tops = beside_top(tl.where(above, w[None, :], 0.0), y[None, :])
+        part = before + rest.to(tl.float64) + tops.to(tl.float64)
         moment = moment_before + tl.sum(tl.where(above, (w * y)[None, :], 0.0), 1).to(tl.float64)
         met = meets(stop, measured(measure, part, moment, whole_mass, whole_moment), need)
         found = tl.maximum(found, tl.where(met & (place < n), pivot, NO_KEY))
