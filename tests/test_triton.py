@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import CHAINS, HOSTILE, INDISTINGUISHABLE, INPUTS, LAYOUTS, ROWS, SINGLE, normal, ordinary
+from cases import CHAINS, HOSTILE, INDISTINGUISHABLE, LAYOUTS, ROWS, normal, ordinary
 from conftest import INTERPRETED, EngineUnderTest
 from interpreted import share_of
 from judge import same, verdict
@@ -22,7 +22,7 @@ from tolerance import NOISE_OF_ENGINE
 
 import fastdecode as fd
 from fastdecode import dispatch, philox
-from fastdecode.record import STATISTICS, Draw, Wanted
+from fastdecode.record import Draw, Wanted
 
 ROOT = Path(__file__).parents[1]
 TRITON = EngineUnderTest("triton", None)
@@ -213,8 +213,8 @@ def test_nothing_is_compiled_twice():
     assert compiled("cuda:90") == ["6", "6", "12"]
 
 
-def test_other_gpus_compile_too():
-    assert compiled("cuda:80", "bfloat16") == ["6"] and compiled("hip:gfx942", "float16") == ["6"]
+def test_another_vendors_gpu_compiles_too():
+    assert compiled("hip:gfx942", "bfloat16") == ["6"]
 
 
 # ---- where Triton is not there -----------------------------------------------------------------------------------------
