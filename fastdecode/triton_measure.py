@@ -1,23 +1,24 @@
-"""The Triton engine's kernels: rows of logits to masked logits, or to tokens and statistics.
+"""The Triton engine: rows of logits to masked logits, or to tokens and statistics. Here: what all its kernels share, and measure.
 
-What      The four verbs on a packed plan: measure (`measure_kernel`), search, narrow and draw (`rows_kernel`); then what was asked
-          for: masked logits (`write_kernel`), statistics (`statistics_kernel`), the n best (`best_kernel`).
+What      The four verbs on a packed plan: measure (`measure_kernel`), search (triton_search.py), narrow and draw (`rows_kernel`); then
+          what was asked for (triton_outputs.py): masked logits, statistics, the n best.
 Contract  logits [B, V] with any row stride; `out` may be the logits; ties stay or go together; a row with a NaN or nothing
           above -inf is flagged; tokens of +inf share all mass (the row becomes 0 there and -inf elsewhere). Field by field
           the meaning of a cut is that of csrc/cut.h.
 Idea      1. measure: one read of the row leaves of each group of 256 ids its maximum, its count and, at the temperatures that
           somebody will ask for, its mass and moment relative to that maximum. 2. search: all that a cut can do is narrow an
           interval of logits; a floor is a closed form, and the edge of a prefix is bracketed by integer keys that sort as the
-          logits (or typicalities) do: three pivots a pass, adding up what lies at or above each, until one key, a group of
-          ties, is left. 3. narrow: the interval shrinks. From then on every pass visits only groups whose maximum reaches it.
-          4. draw: two levels, as csrc/philox.h says, from the groups' masses.
+          logits (or typicalities) do: three pivots a pass, adding up what lies at or above each. Once the bracket holds few
+          tokens they are gathered and looked at one by one. 3. narrow: the interval shrinks. Every pass visits only groups
+          whose maximum reaches it. 4. draw: two levels, as csrc/philox.h says, from the groups' masses.
 Who       measure and write: one program for every slice of a row, so that few long rows fill a GPU too; the others: one program
           a row. A tile is 16 groups; a warp holds whole groups, so that their sums need no shared memory.
 Numbers   y = (x - base) / (T ln 2) and 2^y in float32, added up in float32 inside a group and in float64 across groups, always in
           the same order: answers do not depend on the batch, the slices or the launch. Moments are in units of log2.
 Random    Triton's own Philox at the coordinates (seed, step, stream; group or token id); -log(v) in float64.
-Cost      one read of the row from memory; a prefix that keeps few tokens then looks at a few groups, one that keeps thousands
-          makes some ten passes over the row, mostly from L2, by one program. Limits: 2^31 tokens a row.
+Cost      one read of the row from memory; then, for a prefix that keeps few tokens, one to three looks at few groups; for one
+          that keeps thousands, three to nine passes over the row by one program. Not measured yet: no GPU was at hand.
+Limits    2^31 tokens a row. One program does a row's search: a flat row alone on a GPU leaves most of it idle.
 """
 
 from __future__ import annotations
