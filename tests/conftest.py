@@ -6,13 +6,23 @@ tests, unless FASTDECODE_REQUIRE names it (the cpu engine always is): then they 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported: then its engine runs on the CPU
+
+from interpreted import quicken, share_of, shown
+
 from fastdecode import dispatch
+
+INTERPRETED = "triton" in dispatch.PREFERENCE["cpu"]
+if INTERPRETED:
+    quicken()
 
 
 class EngineUnderTest(NamedTuple):
@@ -21,6 +31,15 @@ class EngineUnderTest(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.name}-{self.target}" if self.target else self.name
+
+    @property
+    def sees_all(self) -> bool:
+        """False in Triton's interpreter: see interpreted.py."""
+        return not (INTERPRETED and self.name == "triton")
+
+    def few(self, things: Sequence, n: int, key: str = "") -> Sequence:
+        """All of them; `n` for an engine that does not see all, others for another key."""
+        return things if self.sees_all else share_of(things, n, key)
 
 
 def engines() -> list[EngineUnderTest]:
@@ -34,6 +53,13 @@ def engines() -> list[EngineUnderTest]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "engine" in metafunc.fixturenames:
         metafunc.parametrize("engine", engines(), ids=str, indirect=True, scope="module")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if INTERPRETED:
+        hidden = [item for item in items if not shown(item)]
+        config.hook.pytest_deselected(items=hidden)
+        items[:] = [item for item in items if item not in hidden]
 
 
 @pytest.fixture
