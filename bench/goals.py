@@ -52,7 +52,9 @@ def goals(results: Results) -> Iterator[Goal]:
     for rule, bound in (("min_p .05", 1.5), ("top_k 50", 2.0), *((rule, 6.5) for rule in masks)):
         yield Goal(f"{rule}, T=1, mask: time / one copy", bound, True, field("ratio_to_copy", rule=rule, what="mask"))
     for rule in masks:
-        yield Goal(f"{rule}, T=2, mask: time / one copy", 12, True, field("ratio_to_copy", rule=rule, T=2.0, what="mask"))
+        yield Goal(
+            f"{rule}, T=2, mask: time / one copy", 12, True, field("ratio_to_copy", rule=rule, T=2.0, what="mask")
+        )
         slowest = field("slowest_row_ratio_to_copy", rule=rule, T=2.0, what="mask")
         yield Goal(f"{rule}, T=2, mask: slowest row / one copy", 40, True, slowest)
     for rule, bound in OVER_HF.items():

@@ -132,8 +132,9 @@ def round_up(edge):
 
 
 @triton.jit
-def typicality(y, centre):
-    return -tl.abs(y - centre)
+def typicality(x, base, c, centre):
+    """Not from the scaled logit: that is cut off where exponentials vanish, and far tokens would be tied."""
+    return tl.maximum(-tl.abs((x - base) * c - centre), LOWEST)
 
 
 @triton.jit

@@ -225,7 +225,7 @@ def extent(row_ptr, floats_ptr, ints_ptr, groups, limit, overflow, lo, hi, top, 
     for start in range(0, n_listed, TILE):
         group, valid = listed(ints_ptr, groups, start, n_listed, TILE)
         x = tokens_at(row_ptr, group, valid, limit, overflow, VEC)
-        stays = (x >= lo) & (x <= hi) & (key_of(typicality(scaled(x, top, c), centre)) >= kept_key)
+        stays = (x >= lo) & (x <= hi) & (key_of(typicality(x, top, c, centre)) >= kept_key)
         least = tl.minimum(least, tl.where(stays, x, float("inf")))
         largest = tl.maximum(largest, tl.where(stays, x, -float("inf")))
     return tl.min(tl.min(least, 1), 0), tl.max(tl.max(largest, 1), 0)

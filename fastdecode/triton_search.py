@@ -7,7 +7,7 @@ import triton.language as tl
 
 # isort: off
 from .triton_measure import (
-    BY_LOGIT, CERTAIN, COUNT, GROUP, GROUP_FLOATS, GROUP_INTS, LAST_KEY, LN2, MASS, NO_KEY, SLACK, SPAN, STOP_AFTER, SURPRISAL, TILE, beside_top, float_of,
+    BY_LOGIT, CERTAIN, COUNT, GROUP, GROUP_FLOATS, GROUP_INTS, LAST_KEY, LN2, LOWEST, MASS, NO_KEY, SLACK, SPAN, STOP_AFTER, SURPRISAL, TILE, beside_top, float_of,
     key_of, list_groups, listed, scaled, tokens_at, typicality,
 )  # fmt: skip
 
@@ -89,7 +89,7 @@ def sums_at_pivots(
         group, valid = listed(ints_ptr, groups, start, n_listed, TILE)
         x = tokens_at(row_ptr, group, valid, limit, overflow, VEC)
         y = scaled(x, base, c)
-        key = key_among(x, y, lo, hi, centre, order)
+        key = key_among(x, lo, hi, base, c, centre, order)
         w = tl.where(measure == COUNT, 1.0, tl.exp2(y))
         if (measure > MASS) & (order == BY_LOGIT):
             tops += tl.sum(tl.where((key > NO_KEY) & (y == 0.0), w, 0.0), 1).to(tl.float64)
@@ -111,9 +111,10 @@ def sums_at_pivots(
 
 
 @triton.jit
-def key_among(x, y, lo, hi, centre, order):
+def key_among(x, lo, hi, base, c, centre, order):
     """What the walk goes by: the key of a survivor, NO_KEY for other tokens."""
-    return tl.where((x >= lo) & (x <= hi), key_of(tl.where(order == BY_LOGIT, x, typicality(y, centre))), NO_KEY)
+    key = key_of(tl.where(order == BY_LOGIT, x, typicality(x, base, c, centre)))
+    return tl.where((x >= lo) & (x <= hi), key, NO_KEY)
 
 
 @triton.jit
@@ -136,7 +137,7 @@ def search(
     the walk passes. The walk stops in [k_lo, below): at or above k_lo the need is met, at or above `below` it is not. Passes
     narrow that until it holds few tokens, which are then looked at one by one, or one key, however many tokens tie there.
     """
-    k_lo = tl.where(order == BY_LOGIT, key_of(lo), key_of(tl.full((), -1000.0, tl.float32)))
+    k_lo = tl.where(order == BY_LOGIT, key_of(lo), key_of(tl.full((), LOWEST, tl.float32)))
     below = tl.where(order == BY_LOGIT, key_of(top), 0) + 1
     at_lo = measured(measure, whole, whole_moment, whole_mass, whole_moment)
     stops = meets(stop, at_lo, need)
@@ -155,6 +156,7 @@ def search(
         if look < 2:
             if order != BY_LOGIT:
                 q0, q1, q2 = tl.full((), -8.0, tl.float32), tl.full((), -2.0, tl.float32), tl.full((), -0.5, tl.float32)
+                q1, q2 = tl.where(look == 0, q1, q0 * 4), tl.where(look == 0, q2, q0 * 2)
             elif look == 0:
                 q0 = bound_by_groups(floats_ptr, groups, rank, lo, top)
                 q1 = q0 * 0.5 + last * 0.5
@@ -165,7 +167,7 @@ def search(
             q1 = first * 0.625 + last * 0.375
             q2 = first * 0.25 + last * 0.75
         p0, p1, p2 = key_of(q0), key_of(q1), key_of(q2)
-        if (look > 1) & (look % 2 == 1):
+        if ((look > 1) | (order != BY_LOGIT)) & (look % 2 == 1):
             p0 = k_lo + 1
             if look > 8:  # keys rather than logits, so that every search ends
                 third = ((below.to(tl.int64) - k_lo) // 3).to(tl.int32)
@@ -235,7 +237,7 @@ def gather(
         group, valid = listed(ints_ptr, groups, start, n_listed, TILE)
         x = tokens_at(row_ptr, group, valid, limit, overflow, VEC)
         y = scaled(x, base, c)
-        key = key_among(x, y, lo, hi, centre, order)
+        key = key_among(x, lo, hi, base, c, centre, order)
         among = (key >= k_lo) & (key < below)
         counts = tl.sum(among.to(tl.int32), 1)
         place = n + (tl.cumsum(counts, 0) - counts)[:, None] + tl.cumsum(among.to(tl.int32), 1) - 1
