@@ -123,8 +123,9 @@ static Split split(const Row& row, const Workspace& ws, float base, float c, Int
 
 static Split split_for(const Cut& cut, const Row& row, const Workspace& ws, float base, float c, Interval interval,
                        Bracket bracket) {
-  auto run = measures_moment(cut) ? split<true, true> : wants_moment(cut) ? split<true, false> : split<false, false>;
-  return run(row, ws, base, c, interval, bracket);
+  if (measures_moment(cut)) return split<true, true>(row, ws, base, c, interval, bracket);
+  if (wants_moment(cut)) return split<true, false>(row, ws, base, c, interval, bracket);
+  return split<false, false>(row, ws, base, c, interval, bracket);
 }
 
 }  // namespace FD_TARGET

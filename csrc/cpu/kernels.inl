@@ -54,10 +54,15 @@ static Sums row_sums_in(const Row& row, const Workspace& ws, float max, float c,
 static Sums row_sums(const Row& row, const Workspace& ws, float max, float least, float c, Interval interval,
                      bool moment) {
   const bool clamp = !((max - least) * c <= -kLeastExponent);
-  auto run = !interval.open() ? (moment ? row_sums_in<false, true, true> : row_sums_in<false, false, true>)
-             : clamp          ? (moment ? row_sums_in<true, true, true> : row_sums_in<true, false, true>)
-                              : (moment ? row_sums_in<true, true, false> : row_sums_in<true, false, false>);
-  return run(row, ws, max, c, interval);
+  // Calls by name: through a pointer, the compiler reckons with exceptions.
+  if (!interval.open())
+    return moment ? row_sums_in<false, true, true>(row, ws, max, c, interval)
+                  : row_sums_in<false, false, true>(row, ws, max, c, interval);
+  if (clamp)
+    return moment ? row_sums_in<true, true, true>(row, ws, max, c, interval)
+                  : row_sums_in<true, false, true>(row, ws, max, c, interval);
+  return moment ? row_sums_in<true, true, false>(row, ws, max, c, interval)
+                : row_sums_in<true, false, false>(row, ws, max, c, interval);
 }
 
 // Sums over n gathered tokens; leaves y and w = 2^y in the workspace.

@@ -159,7 +159,12 @@ static Edge search(const Cut& cut, const Sums& whole, const Workspace& ws, Token
   const double need = needed(cut, whole);
   const Tokens given = tokens;
   const int64_t given_n = n;
-  auto sums = measures_moment(cut) ? sums_above<true> : sums_above<false>;
+  auto sums = [&](const Tokens& of, int64_t count, float high, float low, Sums* above) {
+    if (measures_moment(cut))
+      sums_above<true>(of, count, high, low, above);
+    else
+      sums_above<false>(of, count, high, low, above);
+  };
   Range range = {n, kLowest, INFINITY};
   float gone = INFINITY;  // keys from here on are counted in `before`
   auto keep = [&](float from, float below) {
