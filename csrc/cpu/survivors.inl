@@ -216,8 +216,8 @@ class Survivors {
   bool prefix_near_top(const Cut& cut, const Sums& whole, Keys keys, Scale s) {
     const double need = needed(cut, whole);
     const bool by_count = int(cut.measure) == kCount;
-    for (int64_t rank = by_count ? int64_t(cut.need) : 32; rank <= 192 || (by_count && rank < row_.groups());
-         rank *= 5) {
+    for (int64_t rank = by_count ? int64_t(cut.need) : 64; rank <= 192 || (by_count && rank < row_.groups());
+         rank *= 3) {
       float bound = bound_by_groups(ws_.group_max, row_.groups(), rank);
       if (bound == kLowest) return false;
       bound = fmaxf(bound, interval_.lo);
