@@ -1,6 +1,6 @@
 """Which engine runs a call: the only place that decides, and the only reader of environment variables.
 
-FASTDECODE_BACKEND=reference|cpu       use this engine, or fail; unset: the fastest one that can run on the logits' device
+FASTDECODE_BACKEND=reference|cpu|cuda       use this engine, or fail; unset: the fastest one that can run on the logits' device
 FASTDECODE_CPU=baseline|avx2|avx512    the instruction set of the cpu engine; unset: the best one this machine has
 FASTDECODE_REQUIRE=cpu,...             engines that the tests must find here: a missing one fails instead of being skipped
 """
@@ -41,8 +41,15 @@ try:
 except ImportError as error:
     MISSING["cpu"] = f"the compiled extension is not there ({error}); reinstall fastdecode with a C++17 compiler"
 
+try:
+    from . import cuda
+
+    ENGINES["cuda"] = cuda.load()
+except ImportError as error:
+    MISSING["cuda"] = str(error)
+
 # The engines that can run on a device type, the fastest first.
-PREFERENCE = {"cpu": ("cpu", "reference")}
+PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "reference")}
 
 _forced: str | None = os.environ.get("FASTDECODE_BACKEND") or None
 

@@ -2,31 +2,49 @@
 
 A test that takes `engine` runs once for each, with all calls of fastdecode going to it. An engine that is not there skips its
 tests, unless FASTDECODE_REQUIRE names it (the cpu engine always is): then they fail.
+
+Tests have their logits on the CPU. An engine of a GPU gets them moved there, with their strides, and its answers are moved back.
+Where there is no GPU, the source of the CUDA engine runs all the same, by emulation (emulated.py).
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import emulated
 import pytest
 import torch
 
 from fastdecode import dispatch
+from fastdecode.record import Draw, Wanted
 
 
 class EngineUnderTest(NamedTuple):
     name: str
-    target: str | None  # an instruction set of the cpu engine
+    target: str | None = None  # an instruction set of the cpu engine, or blocks of the emulated cuda engine
 
     def __str__(self) -> str:
         return f"{self.name}-{self.target}" if self.target else self.name
+
+    @property
+    def device(self) -> str | None:
+        """Where its logits lie, if not on the CPU."""
+        return self.name if self.name in dispatch.PREFERENCE and self.name != "cpu" and self.target is None else None
+
+
+# Of the emulation, the whole suite runs on clusters of this many blocks; test_cuda.py shows that all others answer bit for bit alike.
+EMULATED_RANKS = 4
 
 
 def engines() -> list[EngineUnderTest]:
     found = []
     for name in sorted((set(dispatch.ENGINES) | set(dispatch.MISSING) | dispatch.required()) - {"reference"}):
-        targets = getattr(dispatch.ENGINES.get(name), "targets", lambda: [None])()
+        if name == "cuda" and name not in dispatch.ENGINES and name not in dispatch.required():
+            targets: list[str | None] = [f"emulated-c{EMULATED_RANKS}"]
+        else:
+            targets = getattr(dispatch.ENGINES.get(name), "targets", lambda: [None])()
         found += [EngineUnderTest(name, target) for target in targets]
     return found
 
@@ -40,28 +58,81 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def engine(request: pytest.FixtureRequest) -> Iterator[EngineUnderTest]:
     """All calls inside the test go to this engine."""
     wanted: EngineUnderTest = request.param
-    if wanted.name not in dispatch.ENGINES:
-        why = f"the engine {wanted.name!r} is not there: {dispatch.MISSING.get(wanted.name, 'nobody knows it')}"
-        (pytest.fail if wanted.name in dispatch.required() else pytest.skip)(why)
-    with dispatch.use(wanted.name), _target(wanted):
+    with contextlib.ExitStack() as stack:
+        if wanted.target and wanted.target.startswith("emulated-c"):
+            stack.enter_context(stand_in("cuda", emulated.engine(int(wanted.target.removeprefix("emulated-c")))))
+        elif wanted.name not in dispatch.ENGINES:
+            why = f"the engine {wanted.name!r} is not there: {dispatch.MISSING.get(wanted.name, 'nobody knows it')}"
+            (pytest.fail if wanted.name in dispatch.required() else pytest.skip)(why)
+        elif wanted.device:
+            stack.enter_context(stand_in(wanted.name, OnDevice(dispatch.ENGINES[wanted.name], wanted.device)))
+        elif wanted.target:
+            stack.enter_context(_target(wanted))
+        stack.enter_context(dispatch.use(wanted.name))
         yield wanted
+
+
+@contextlib.contextmanager
+def stand_in(name: str, engine: Any) -> Iterator[None]:
+    """`engine` answers by this name, for logits on the CPU."""
+    engines, preference = dict(dispatch.ENGINES), dict(dispatch.PREFERENCE)
+    dispatch.ENGINES[name] = engine
+    dispatch.PREFERENCE["cpu"] = (*preference["cpu"], name)
+    try:
+        yield
+    finally:
+        for now, before in ((dispatch.ENGINES, engines), (dispatch.PREFERENCE, preference)):
+            now.clear()
+            now.update(before)  # type: ignore[call-overload]
+
+
+class OnDevice:
+    """An engine of another device, for logits on the CPU."""
+
+    def __init__(self, engine: dispatch.Engine, device: str):
+        self.engine, self.device = engine, device
+
+    def truncate(self, logits: torch.Tensor, cuts: torch.Tensor, out: torch.Tensor, filter_value: float, vocab_limit: int) -> None:
+        x = self._moved(logits)
+        in_place = out.data_ptr() == logits.data_ptr() and out.stride() == logits.stride()
+        target = x if in_place else self._moved(out)
+        self.engine.truncate(x, cuts.to(self.device), target, filter_value, vocab_limit)
+        # The whole storage comes back, so that a write between the rows shows.
+        storage, back = _storage(out), _storage(target).cpu()
+        storage.copy_(back)
+
+    def sample(self, logits: torch.Tensor, cuts: torch.Tensor, draw: Draw, wanted: Wanted) -> dict[str, torch.Tensor]:
+        def moved(x: Any) -> Any:
+            return x.to(self.device) if isinstance(x, torch.Tensor) else x
+
+        draw = Draw(moved(draw.seed), moved(draw.step), moved(draw.streams), draw.num_samples, draw.vocab_limit, draw.flat)
+        wanted = Wanted(wanted.stats, wanted.top_logprobs, moved(wanted.logprobs_of))
+        found = self.engine.sample(self._moved(logits), cuts.to(self.device), draw, wanted)
+        return {name: value.cpu() for name, value in found.items()}
+
+    def _moved(self, x: torch.Tensor) -> torch.Tensor:
+        """At the same place of a storage of the same size."""
+        return _storage(x).to(self.device).as_strided(x.shape, x.stride(), x.storage_offset())
+
+
+def _storage(x: torch.Tensor) -> torch.Tensor:
+    size = x.untyped_storage().nbytes() // x.element_size()
+    return x.as_strided((size,), (1,), 0)
 
 
 class _target:
     """Run with this instruction set, and go back to the one before."""
 
     def __init__(self, wanted: EngineUnderTest):
-        self.native = dispatch.ENGINES[wanted.name] if wanted.target else None
+        self.native: Any = dispatch.ENGINES[wanted.name]
         self.wanted = wanted.target
 
     def __enter__(self) -> None:
-        if self.native:
-            self.before = self.native.build_info()["target"]
-            self.native.use_target(self.wanted)
+        self.before = self.native.build_info()["target"]
+        self.native.use_target(self.wanted)
 
     def __exit__(self, *_: object) -> None:
-        if self.native:
-            self.native.use_target(self.before)
+        self.native.use_target(self.before)
 
 
 @pytest.fixture
