@@ -23,11 +23,12 @@ FD_DEVICE int winning_group(Row& row, const Coordinates& at, float c) {
   const Table& table = row.memory.table;
   int64_t best[1] = {-1}, where[1] = {-int64_t(kMaxGroups)};
   for (int g = thread(); g < row.groups; g += threads()) {
-    if (table.mass[g] == 0) continue;
-    const double mass = double(table.mass[g]) * double(exp2_of(row.scaled(fminf(table.max[g], row.hi), c)));
+    if (!(table.mass[g] > 0)) continue;
+    const double mass = table.mass[g] * double(exp2_of(row.scaled(fminf(table.max[g], row.hi), c)));
     const int64_t score = bits_of_score(mass / exponential_of(words_of(at, uint32_t(g) >> 2).w[g & 3]));
     if (score > best[0]) best[0] = score, where[0] = -g;
   }
+  row.team.table_in_use = true;
   const int64_t mine = best[0];
   row.team.over_block(Most(), best);
   if (mine != best[0]) where[0] = -int64_t(kMaxGroups);
@@ -74,7 +75,6 @@ FD_CALLED int64_t first_id_of(Row& row, float x) {
     }
   });
   row.team.over_cluster(Most(), v);
-  row.pulled = false;
   return -v[0];
 }
 
@@ -96,7 +96,6 @@ FD_CALLED float runner_up(Row& row) {
     v[1] = v[1] > key ? v[1] : key;
   }
   row.team.over_cluster(SumThenMost<1>(), v);
-  row.pulled = false;
   return v[0] > 1 ? row.max : v[1] ? float_of_key(uint32_t(v[1])) : -INFINITY;
 }
 
@@ -115,6 +114,7 @@ FD_CALLED void best_of_row(Row& row, int64_t top, double ln_mass, float* logprob
     for (int i = thread(); i < n; i += threads()) {
       const float x = list.x[i];
       const int id = list.id[i];
+      if (!(x >= bound)) continue;
       int64_t place = 0;
       for (int j = 0; j < n; ++j) place += list.x[j] > x || (list.x[j] == x && list.id[j] < id);
       if (rank() == 0 && place < top) put(place, x, id);

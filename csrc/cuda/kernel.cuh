@@ -38,7 +38,7 @@ FD_DEVICE void start(Row& row, const Logits& logits, int64_t r, const Launch& la
   Room room{shared_memory(), 0};
   row.memory =
       lay_out(room, row.groups, launch.resident ? int64_t(slice.per_block) * kGroupSize * bytes_of(logits.dtype) : 0);
-  row.team = {row.memory.mail, 0, 0};
+  row.team = {row.memory.mail, 0, 0, false};
   slice.row = static_cast<const char*>(logits.base) + r * logits.row_stride * bytes_of(logits.dtype);
   slice.dtype = logits.dtype;
   slice.limit = logits.limit;
@@ -176,8 +176,8 @@ FD_DEVICE void sample_row(const SampleArgs& args, const Launch& launch) {
   run_plan(row, cuts, args.plan.count);
 
   Sums whole, raw;
-  if (of_scaled && !greedy) whole = whole_at(row, c).sums();
-  if (of_raw) raw = whole_at(row, scale_of(1)).sums();
+  if (of_scaled && !greedy) whole = whole_at(row, c);
+  if (of_raw) raw = whole_at(row, scale_of(1));
   const double ln_raw = of_raw ? log(raw.mass) : 0;
 
   // The draw. What is known of a token is written by the lane that finds it.
@@ -191,8 +191,7 @@ FD_DEVICE void sample_row(const SampleArgs& args, const Launch& launch) {
     }
     row.n = 1;
   } else {
-    const Exact kept = masses_at(row, c);
-    mass = kept.sums().mass;
+    mass = masses_at(row, c).mass;
     Coordinates at;
     at.seed = uint64_t(coordinate_of(args.seed, launch.seed, r));
     at.step = uint64_t(coordinate_of(args.step, launch.step, r));

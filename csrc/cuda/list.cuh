@@ -1,9 +1,10 @@
 // What: the list: a few tokens of interest, in the shared memory of every block, and the search for an edge among them.
-// Contract: at most kList tokens; their order differs from block to block, and nothing depends on it.
-// Idea: 1. gather: each block lists its own tokens, then copies those of the others; 2. weigh: keys, masses and moments at a scale;
-//   3. search: every warp tries another key, all at once, until two neighbouring keys have the edge between them.
-// Who does what: 1 the cluster, 2 and 3 every block for itself, with the same result. Numbers: fixed point. Randomness: none.
-// Cost: gather looks only at groups that reach the bound, and takes two cluster barriers; search takes at most 8 rounds of 16
+// Contract: at most kList tokens, ascending by id, the same in every block.
+// Idea: 1. gather: count the tokens of each group, say where each group's begin, and write them there in every block; 2. weigh: keys
+//   and masses at a scale; 3. search: every warp tries another key, all at once, until two neighbouring keys have the edge
+//   between them.
+// Who does what: 1 the cluster, 2 and 3 every block for itself, with the same result. Numbers: sums in double. Randomness: none.
+// Cost: gather looks twice at groups that reach a bound, and takes two cluster barriers; search takes at most 8 rounds of 16
 //   warps, a look at the list each. Limits: a longer list is no list: gather answers so.
 #pragma once
 
@@ -12,133 +13,120 @@
 namespace fastdecode {
 namespace cuda {
 
-// Before a block's list may be written again.
-FD_DEVICE void start_list(Row& row) {
+// 1. How many tokens in all; more than kList: there is no list. `wanted(x)` says who is listed, of groups that reach `bound`.
+template <class Wanted>
+FD_DEVICE int64_t list_tokens(Row& row, float bound, Wanted wanted) {
+  const Table& table = row.memory.table;
   row.listed = 0, row.list_lo = INFINITY, row.list_hi = -INFINITY;
-  if (row.pulled) sync_cluster();
-  row.pulled = false;
-  if (thread() == 0) row.team.mail->gathered = 0;
-  sync_block();
-}
-
-// Puts those of a group's tokens on this block's list whose bit is set in `mine`, a bit for each of a lane's.
-FD_DEVICE void append(Row& row, int g, const float (&x)[kEach], uint32_t mine) {
-  if (!ballot(mine != 0)) return;
-  const uint32_t below = (1u << lane()) - 1;
-  int before = 0, all = 0;
-#pragma unroll
-  for (int j = 0; j < kEach; ++j) {
-    const uint32_t who = ballot(mine >> j & 1);
-    before += bits_in(who & below), all += bits_in(who);
-  }
-  int at = 0;
-  if (lane() == 0) at = add_to(&row.team.mail->gathered, all);
-  at = shuffle(at, 0) + before;
-#pragma unroll
-  for (int j = 0; j < kEach; ++j)
-    if (mine >> j & 1) {
-      if (at < kList) row.memory.list.x[at] = x[j], row.memory.list.id[at] = g * kGroupSize + lane() * kEach + j;
-      ++at;
-    }
-}
-
-// Copies what the other blocks have listed. How many there are in all; more than kList: there is no list.
-FD_DEVICE int64_t finish_list(Row& row) {
-  List& list = row.memory.list;
-  sync_block();
-  int64_t each[kMaxRanks];
-  const int64_t all = row.team.over_ranks(row.team.mail->gathered, each);
-  row.pulled = ranks() > 1;
-  if (all > kList) return all;
-  int end = int(each[rank()]);
-  for (int r = 0; r < ranks(); ++r) {
-    if (r == rank()) continue;
-    const int n = int(each[r]);
-    for (int i = thread(); i < n; i += threads())
-      list.x[end + i] = of_rank(list.x + i, r)[0], list.id[end + i] = of_rank(list.id + i, r)[0];
-    end += n;
-  }
-  sync_block();
-  row.listed = end;
-  return all;
-}
-
-// 1. The survivors at or above `bound`.
-FD_CALLED int64_t gather(Row& row, float bound) {
-  bound = fmaxf(bound, row.bottom());
-  start_list(row);
-  row.each_group(bound, [&](int g, const float(&x)[kEach]) {
+  auto mask_of = [&](int g, float(&x)[kEach]) {
+    row.slice.load(g, x);
     uint32_t mine = 0;
 #pragma unroll
-    for (int j = 0; j < kEach; ++j) mine |= uint32_t(x[j] >= bound && x[j] <= row.hi) << j;
-    append(row, g, x, mine);
-  });
-  const int64_t all = finish_list(row);
-  if (all <= kList) row.list_lo = bound, row.list_hi = fminf(row.hi, row.max);
+    for (int j = 0; j < kEach; ++j) mine |= uint32_t(wanted(x[j])) << j;
+    return mine;
+  };
+  for (int g = row.slice.first + warp(); g < row.slice.end; g += warps()) {
+    uint32_t n = 0;
+    float x[kEach];
+    if (table.max[g] >= bound) n = sum_in_warp(uint32_t(bits_in(mask_of(g, x))));
+    if (lane() < ranks()) of_rank(table.place + g, lane())[0] = int(n);
+  }
+  row.team.meet();
+  // Counts become places.
+  const int per_thread = (row.groups + threads() - 1) / threads(), first = thread() * per_thread;
+  const int end = first + per_thread < row.groups ? first + per_thread : row.groups;
+  int64_t v[1] = {0};
+  for (int g = first; g < end; ++g) v[0] += table.place[g];
+  row.team.below_in_block(v);
+  for (int g = first; g < end; ++g) {
+    const int n = table.place[g];
+    table.place[g] = int(v[0]), v[0] += n;
+  }
+  int64_t all[1] = {first < end && end == row.groups ? v[0] : 0};
+  row.team.over_block(Most(), all);
+  if (all[0] > kList) return all[0];
+  for (int g = row.slice.first + warp(); g < row.slice.end; g += warps()) {
+    if (!(table.max[g] >= bound)) continue;
+    float x[kEach];
+    const uint32_t mine = mask_of(g, x);
+    if (!ballot(mine != 0)) continue;
+    const uint32_t below = (1u << lane()) - 1;
+    int at = table.place[g];
+#pragma unroll
+    for (int j = 0; j < kEach; ++j) at += bits_in(ballot(mine >> j & 1) & below);
+#pragma unroll
+    for (int j = 0; j < kEach; ++j)
+      if (mine >> j & 1) {
+        for (int r = 0; r < ranks(); ++r) {
+          of_rank(row.memory.list.x + at, r)[0] = x[j];
+          of_rank(row.memory.list.id + at, r)[0] = g * kGroupSize + lane() * kEach + j;
+        }
+        ++at;
+      }
+  }
+  row.team.meet();
+  row.listed = int(all[0]);
+  return all[0];
+}
+
+// The survivors at or above `bound`.
+FD_CALLED int64_t gather(Row& row, float bound) {
+  const float from = fmaxf(bound, row.bottom()), hi = row.hi;
+  const int64_t all = list_tokens(row, from, [&](float x) { return x >= from && x <= hi; });
+  if (all <= kList) row.list_lo = from, row.list_hi = fminf(hi, row.max);
   return all;
 }
 
-// 2. Of the listed survivors, those with keys from `from` on; c = 0: no masses.
+// 2. Of the listed survivors, those with keys from `from` on.
 FD_CALLED void weigh(Row& row, const Keys& keys, float c, uint32_t from) {
   const List& list = row.memory.list;
+  sync_block();
   for (int i = thread(); i < row.listed; i += threads()) {
     const float x = list.x[i], y = fminf(row.scaled(x, c), 0.0f);
     const uint32_t key = key_of(keys.of(x, y));
     const bool in = x >= row.bottom() && x <= row.hi && key >= from;
-    const float w = in && c != 0 ? exp2_of(y) : 0.0f;
     list.key[i] = in ? key : 0;
-    list.mass[i] = fixed_of<kSumBits>(w);
-    list.moment[i] = fixed_of<kSumBits>(-w * y);
+    list.w[i] = exp2_of(y), list.y[i] = y;
   }
   sync_block();
 }
 
-// Sums over all that were weighed.
-FD_CALLED Exact sum_of_list(Row& row) {
+// Sums over what was weighed and has a key in [low, high), by one warp.
+FD_DEVICE Sums sum_of_list(const Row& row, uint32_t low, uint32_t high) {
   const List& list = row.memory.list;
-  int64_t v[3] = {0, 0, 0};
-  for (int i = thread(); i < row.listed; i += threads())
-    if (list.key[i]) ++v[0], v[1] += list.mass[i], v[2] += list.moment[i];
-  row.team.over_block(Sum(), v);
-  return {v[0], v[1], v[2]};
+  double mass = 0, moment = 0;
+  uint32_t n = 0;
+  for (int i = lane(); i < row.listed; i += kLanes) {
+    const uint32_t key = list.key[i];
+    if (key >= low && key < high) ++n, mass += double(list.w[i]), moment += double(list.w[i]) * double(list.y[i]);
+  }
+  sum_in_warp(&mass, &moment);
+  return sums_of(double(sum_in_warp(n)), mass, moment * kLn2);
 }
 
 // The walk stops at a group of ties with the key `at`, before which it has passed `before` tokens: where the kept ones begin.
-FD_DEVICE uint32_t kept_from(const Cut& cut, uint32_t at, int64_t before) {
+FD_DEVICE uint32_t kept_from(const Cut& cut, uint32_t at, double before) {
   // Of a kStopBefore walk, `keep` tokens stay whatever they measure.
-  return int(cut.stop) == kStopBefore && double(before) >= double(cut.keep) ? at + 1 : at;
+  return int(cut.stop) == kStopBefore && before >= double(cut.keep) ? at + 1 : at;
 }
 
-// 3. Where the kept keys begin. The walk stops at a key in [low, high); `above` are the sums over all larger ones.
-FD_CALLED uint32_t search_list(Row& row, const Cut& cut, const Sums& whole, double need, Exact above, uint32_t low,
+// 3. Where the kept keys begin. The walk stops at a key in [low, high); `above` are the sums over larger keys that are not listed.
+FD_CALLED uint32_t search_list(Row& row, const Cut& cut, const Sums& whole, double need, const Sums& above, uint32_t low,
                                uint32_t high) {
-  const List& list = row.memory.list;
-  int64_t before = above.n;  // tokens with keys from `high` on
+  double before = above.n + sum_of_list(row, high, 0xffffffffu).n;  // tokens with keys from `high` on
   while (high - low > 1) {
     const uint64_t range = high - low;
     auto pivot_of = [&](int w) { return low + uint32_t(range * uint64_t(w + 1) / uint64_t(warps() + 1)); };
-    const uint32_t pivot = pivot_of(warp());
-    int64_t v[3] = {0, 0, 0};
-    for (int i = lane(); i < row.listed; i += kLanes) {
-      const uint32_t key = list.key[i];
-      if (key >= pivot && key < high) ++v[0], v[1] += list.mass[i], v[2] += list.moment[i];
-    }
-    row.team.over_warp(Sum(), v);
-    // Tokens from `high` on are in `above` or in earlier rounds' sums.
-    const Exact part = plus(above, {v[0], v[1], v[2]});
-    const bool reached = reaches(cut, part.sums(), whole, need);
+    const Sums part = plus(above, sum_of_list(row, pivot_of(warp()), 0xffffffffu));
+    const bool reached = reaches(cut, part, whole, need);
     int64_t(*told)[kSlots] = row.team.mail->part[row.team.block_turn];
-    if (lane() == 0) told[warp()][0] = reached, told[warp()][1] = v[0], told[warp()][2] = v[1], told[warp()][3] = v[2];
+    if (lane() == 0) told[warp()][0] = reached, told[warp()][1] = int64_t(part.n);
     sync_block();
     row.team.block_turn ^= 1;
     int w = warps() - 1;
     while (w >= 0 && !told[w][0]) --w;
     const uint32_t new_low = w >= 0 ? pivot_of(w) : low;
-    if (w + 1 < warps()) {
-      high = pivot_of(w + 1);
-      above = plus(above, {told[w + 1][1], told[w + 1][2], told[w + 1][3]});
-      before = above.n;
-    }
+    if (w + 1 < warps()) high = pivot_of(w + 1), before = double(told[w + 1][1]);
     low = new_low;
   }
   return kept_from(cut, low, before);

@@ -3,8 +3,8 @@
 // Idea: 1. open: while a group comes in from memory, its maximum, and its sums relative to that maximum, so that nobody waits for
 //   the row's; 2. sums over the survivors, group by group into every block's table, for the draw; 3. what a standard deviation and a
 //   sum of p^2 need.
-// Who does what: a warp a group. Numbers: exponentials in float, 8 of a lane added in float, all else in fixed point; the squares of
-//   spread in double, added in a fixed order. Randomness: none.
+// Who does what: a warp a group. Numbers: exponentials in float, 8 of a lane added in float, all else in double.
+// Randomness: none.
 // Cost: open reads the row once, with as many loads in flight as registers allow. Limits: none.
 #pragma once
 
@@ -27,35 +27,60 @@ FD_DEVICE LaneSums sums_of_lane(const float (&x)[kEach], float ref, float c, flo
     const bool in = x[j] >= bottom && x[j] <= hi;
     const float y = in ? fmaxf((x[j] - ref) * c, kLeast) : kLeast;
     w[j] = in ? exp2_of(y) : 0.0f;
-    m[j] = -w[j] * y;
+    m[j] = w[j] * y;
     sums.n += in;
   }
   sums.mass = sum_of_8(w), sums.moment = sum_of_8(m);
   return sums;
 }
 
-// A group's sums, told to every block's table.
-FD_DEVICE void tell(const Row& row, int g, int64_t mass, int64_t moment) {
+// Two numbers of each lane, added up over a group and told to every block's table.
+FD_DEVICE void tell(Row& row, int g, double mass, double moment) {
+  sum_in_warp(&mass, &moment);
   if (lane() >= ranks()) return;
   of_rank(row.memory.table.mass + g, lane())[0] = mass;
   of_rank(row.memory.table.moment + g, lane())[0] = moment;
 }
 
-// Adds the table up, relative to the top of the row; every block for itself.
-FD_CALLED Exact sum_of_table(Row& row, float c, int64_t n) {
-  constexpr double unit = 1.0 / double(int64_t(1) << (kFineBits - kSumBits));
-  const Table& table = row.memory.table;
-  int64_t v[2] = {0, 0};
-  for (int g = thread(); g < row.groups; g += threads()) {
-    const int64_t mass = table.mass[g];
-    if (!mass) continue;
-    const float y = row.scaled(fminf(table.max[g], row.hi), c);
-    const double f = double(exp2_of(y)) * unit;
-    v[0] += llrint(double(mass) * f);
-    v[1] += llrint((double(table.moment[g]) - double(mass) * double(y)) * f);
+// Adds two numbers of each group up, in an order that is always the same: 32 groups in a warp, then those sums in a warp.
+// Every block does it for itself.
+template <class Of>
+FD_DEVICE void sum_of_groups(Row& row, Of of, double* a, double* b) {
+  double(*chunk)[kMaxGroups / kLanes] = row.team.mail->chunk;
+  const int chunks = (row.groups + kLanes - 1) / kLanes;
+  for (int k = warp(); k < chunks; k += warps()) {
+    const int g = k * kLanes + lane();
+    *a = *b = 0;
+    if (g < row.groups) of(g, a, b);
+    sum_in_warp(a, b);
+    if (lane() < 2) chunk[lane()][k] = lane() ? *b : *a;
   }
-  row.team.over_block(Sum(), v);
-  return {n, v[0], v[1]};
+  sync_block();
+  constexpr int kMine = kMaxGroups / kLanes / kLanes;
+  *a = *b = 0;
+#pragma unroll
+  for (int j = 0; j < kMine; ++j) {
+    const int k = lane() * kMine + j;
+    if (k < chunks) *a += chunk[0][k], *b += chunk[1][k];
+  }
+  sum_in_warp(a, b);
+  row.team.table_in_use = true;
+  sync_block();  // before chunk is written again
+}
+
+// The sums in the table, relative to the top of the row.
+FD_CALLED Sums sum_of_table(Row& row, float c, double n) {
+  const Table& table = row.memory.table;
+  double mass, moment;
+  sum_of_groups(
+      row,
+      [&](int g, double* a, double* b) {
+        const float y = row.scaled(fminf(table.max[g], row.hi), c);
+        const double f = double(exp2_of(y));
+        if (table.mass[g] > 0) *a = table.mass[g] * f, *b = (table.moment[g] + table.mass[g] * double(y)) * f;
+      },
+      &mass, &moment);
+  return sums_of(n, mass, moment * kLn2);
 }
 
 // 1. c = 0: no sums. False: the row cannot be sampled, and *status says why.
@@ -91,12 +116,9 @@ FD_DEVICE bool open_once(Row& row, float c, int64_t* nan, int64_t* inf) {
       largest = float_of_key(key);
       if (lane() < ranks()) of_rank(row.memory.table.max + g, lane())[0] = largest;
       if (c == 0) continue;
-      int64_t mass = 0, moment = 0;
-      if (largest >= kLowest && largest < INFINITY) {
-        const LaneSums sums = sums_of_lane(x, largest, c, kLowest, INFINITY);
-        mass = fine_sum_in_warp(sums.mass), moment = fine_sum_in_warp(sums.moment);
-      }
-      tell(row, g, mass, moment);
+      LaneSums sums{0, 0, 0};
+      if (largest >= kLowest && largest < INFINITY) sums = sums_of_lane(x, largest, c, kLowest, INFINITY);
+      tell(row, g, double(sums.mass), double(sums.moment));
     }
   }
   const int64_t held = int64_t(slice.end > slice.first ? slice.end - slice.first : 0) * kGroupSize;
@@ -110,7 +132,7 @@ FD_DEVICE bool open_once(Row& row, float c, int64_t* nan, int64_t* inf) {
 
 FD_DEVICE Status open(Row& row, float c) {
   row.lo = -INFINITY, row.hi = INFINITY;
-  row.listed = 0, row.list_lo = INFINITY, row.list_hi = -INFINITY, row.pulled = false;
+  row.listed = 0, row.list_lo = INFINITY, row.list_hi = -INFINITY;
   row.sums_c = row.masses_c = row.whole_c = 0;
   int64_t nan, inf;
   bool some = open_once(row, c, &nan, &inf);
@@ -121,31 +143,29 @@ FD_DEVICE Status open(Row& row, float c) {
   }
   if (!some) return kEmpty;
   if (c == 0) return kOk;
-  row.sums = row.whole = sum_of_table(row, c, row.n);
+  row.sums = row.whole = sum_of_table(row, c, double(row.n));
   row.sums_c = row.whole_c = row.masses_c = c;
   return kOk;
 }
 
-// 2. Sums over the logits in [lo, hi], into the table and added up.
-FD_CALLED Exact pass_of_sums(Row& row, float c) {
+// 2. Sums over the survivors, into the table and added up.
+FD_CALLED Sums pass_of_sums(Row& row, float c) {
   const float bottom = row.bottom();
   int64_t v[1] = {0};
-  sync_cluster();  // the table may still be read
+  row.team.await_table();
   for (int g = row.slice.first + warp(); g < row.slice.end; g += warps()) {
     const float largest = row.memory.table.max[g];
-    int64_t mass = 0, moment = 0;
+    LaneSums sums{0, 0, 0};
     if (largest >= bottom) {
       float x[kEach];
       row.slice.load(g, x);
-      const LaneSums sums = sums_of_lane(x, fminf(largest, row.hi), c, bottom, row.hi);
+      sums = sums_of_lane(x, fminf(largest, row.hi), c, bottom, row.hi);
       v[0] += sums.n;
-      mass = fine_sum_in_warp(sums.mass), moment = fine_sum_in_warp(sums.moment);
     }
-    tell(row, g, mass, moment);
+    tell(row, g, double(sums.mass), double(sums.moment));
   }
   row.team.over_cluster(Sum(), v);
-  row.pulled = false;
-  return sum_of_table(row, c, v[0]);
+  return sum_of_table(row, c, double(v[0]));
 }
 
 // 3. In logits: of x - top, and of exp(2 y) relative to the top.
@@ -153,22 +173,21 @@ struct Spread {
   double n, sum, squares, mass2;
 };
 
-FD_CALLED Spread pass_of_spread(Row& row, float c) {
+FD_CALLED void pass_of_spread(Row& row, float c, bool of_masses, double* n, double* a, double* b) {
   const float bottom = row.bottom();
-  Table& table = row.memory.table;
-  int64_t v[2] = {0, 0};
-  sync_cluster();
+  const Table& table = row.memory.table;
+  int64_t v[1] = {0};
+  row.team.await_table();
   for (int g = row.slice.first + warp(); g < row.slice.end; g += warps()) {
     double sum = 0, squares = 0;
     if (table.max[g] >= bottom) {
-      float x[kEach], d[kEach], d2[kEach], w2[kEach];
+      float x[kEach], d[kEach], d2[kEach];
       row.slice.load(g, x);
 #pragma unroll
       for (int j = 0; j < kEach; ++j) {
         const bool in = x[j] >= bottom && x[j] <= row.hi;
         d[j] = in ? x[j] - row.top : 0.0f;
-        d2[j] = d[j] * d[j];
-        w2[j] = in ? exp2_of(fmaxf(d[j] * (2 * c), kLeast)) : 0.0f;
+        d2[j] = !of_masses ? d[j] * d[j] : in ? exp2_of(fmaxf(d[j] * (2 * c), kLeast)) : 0.0f;
         v[0] += in;
       }
       sum = double(sum_of_8(d)), squares = double(sum_of_8(d2));
@@ -180,29 +199,20 @@ FD_CALLED Spread pass_of_spread(Row& row, float c) {
           sum += e, squares += e * e;
         }
       }
-      v[1] += fixed_of<kSumBits>(sum_of_8(w2));
     }
-    sum = sum_in_warp_in_order(sum), squares = sum_in_warp_in_order(squares);
-    int64_t bits[2];
-    memcpy(bits, &sum, 8), memcpy(bits + 1, &squares, 8);
-    tell(row, g, bits[0], bits[1]);
+    tell(row, g, sum, squares);
   }
   row.masses_c = 0;
   row.team.over_cluster(Sum(), v);
-  row.pulled = false;
+  *n = double(v[0]);
+  sum_of_groups(row, [&](int g, double* sum, double* squares) { *sum = table.mass[g], *squares = table.moment[g]; }, a, b);
+}
 
-  double(*chunk)[kMaxGroups / kLanes] = row.team.mail->chunk;
-  const int chunks = (row.groups + kLanes - 1) / kLanes;
-  for (int k = warp(); k < chunks; k += warps()) {
-    const int g = k * kLanes + lane();
-    double two[2] = {0, 0};
-    if (g < row.groups) memcpy(two, table.mass + g, 8), memcpy(two + 1, table.moment + g, 8);
-    two[0] = sum_in_warp_in_order(two[0]), two[1] = sum_in_warp_in_order(two[1]);
-    if (lane() < 2) chunk[lane()][k] = lane() ? two[1] : two[0];
-  }
-  sync_block();
-  Spread spread{double(v[0]), 0, 0, double(v[1]) / double(int64_t(1) << kSumBits)};
-  for (int k = 0; k < chunks; ++k) spread.sum += chunk[0][k], spread.squares += chunk[1][k];
+FD_DEVICE Spread spread_of(Row& row, float c, bool wants_sd, bool wants_p2) {
+  Spread spread{0, 0, 0, 0};
+  double n, sum;
+  if (wants_sd) pass_of_spread(row, c, false, &spread.n, &spread.sum, &spread.squares);
+  if (wants_p2) pass_of_spread(row, c, true, &n, &sum, &spread.mass2);
   return spread;
 }
 

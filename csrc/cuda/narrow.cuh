@@ -12,30 +12,30 @@ namespace fastdecode {
 namespace cuda {
 
 // measure: sums over the survivors.
-FD_CALLED Exact sums_at(Row& row, float c) {
+FD_CALLED Sums sums_at(Row& row, float c) {
   if (row.sums_c == c) return row.sums;
   if (row.list_covers()) {
     weigh(row, {true, 0}, c, 1);
-    row.sums = sum_of_list(row);
+    row.sums = sum_of_list(row, 1, 0xffffffffu);
   } else {
     row.sums = pass_of_sums(row, c);
     row.masses_c = c;
   }
-  row.n = row.sums.n, row.sums_c = c;
+  row.n = int64_t(row.sums.n), row.sums_c = c;
   if (row.open()) row.whole = row.sums, row.whole_c = c;
   return row.sums;
 }
 
 // The same, with the masses of their groups in the table: for the draw.
-FD_DEVICE Exact masses_at(Row& row, float c) {
+FD_DEVICE Sums masses_at(Row& row, float c) {
   if (row.masses_c == c) return sums_at(row, c);
   row.sums = pass_of_sums(row, c);
-  row.n = row.sums.n, row.sums_c = row.masses_c = c;
+  row.n = int64_t(row.sums.n), row.sums_c = row.masses_c = c;
   return row.sums;
 }
 
 // Sums over the whole row, whatever survives.
-FD_DEVICE Exact whole_at(Row& row, float c) {
+FD_DEVICE Sums whole_at(Row& row, float c) {
   if (row.whole_c == c) return row.whole;
   const float lo = row.lo, hi = row.hi, top = row.top;
   row.lo = -INFINITY, row.hi = INFINITY, row.top = row.max;
@@ -72,13 +72,13 @@ FD_CALLED float floor_edge(Row& row, const Cut& cut) {
   Whole whole;
   double mass = 0;
   if (wants_sums(cut)) {
-    const Sums sums = sums_at(row, c).sums();
+    const Sums sums = sums_at(row, c);
     mass = sums.mass;
     whole.ln_mass = log(mass);
     whole.entropy = entropy_of(sums);
   }
   if (cut.w_sd != 0 || cut.w_p2 != 0) {
-    const Spread spread = pass_of_spread(row, c);
+    const Spread spread = spread_of(row, c, cut.w_sd != 0, cut.w_p2 != 0);
     const double squares = spread.squares - spread.sum * spread.sum / spread.n;
     whole.sd = spread.n > 1 ? sqrt(fmax(squares, 0.0) / (spread.n - 1)) / t : 0.0;
     if (cut.w_p2 != 0) whole.ln_p2 = log(spread.mass2) - 2 * log(mass);
@@ -107,7 +107,6 @@ FD_CALLED void narrow_to_keys(Row& row, const Keys& keys, float c, uint32_t from
       for (int j = 0; j < kEach; ++j) look(x[j]);
     });
     row.team.over_cluster(Most(), v);
-    row.pulled = false;
   }
   row.narrow(float_of_key(~uint32_t(v[1])), float_of_key(uint32_t(v[0])));
 }
@@ -116,26 +115,25 @@ FD_CALLED void narrow_to_keys(Row& row, const Keys& keys, float c, uint32_t from
 FD_CALLED void prefix_within(Row& row, const Cut& cut, float c) {
   const float boundary = nth_largest(row, cut.within);
   row.narrow(boundary, INFINITY);
-  const Exact all = sums_at(row, c);
+  const Sums all = sums_at(row, c);
   // First without the group of ties at the boundary: nothing else counts for a share.
   const float hi = row.hi;
-  Exact above{0, 0, 0};
+  Sums over;  // all but those
   if (boundary < row.top) {
     row.narrow(float_of_key(key_of(boundary) + 1), INFINITY);
-    above = sums_at(row, c);
+    over = sums_at(row, c);
   }
-  const double n_tied = double(all.n - above.n), share = (double(cut.within) - double(above.n)) / n_tied;
-  Sums whole = all.sums();
-  const Sums over = above.sums();
+  const double share = (double(cut.within) - over.n) / (all.n - over.n);
+  Sums whole = all;
   whole.mass -= (1 - share) * (whole.mass - over.mass), whole.moment -= (1 - share) * (whole.moment - over.moment);
   const double need = needed(cut, whole);
   uint32_t from = key_of(boundary);
-  if (above.n > 0 && reaches(cut, over, whole, need)) {
+  if (over.n > 0 && reaches(cut, over, whole, need)) {
     from = edge_of(row, cut, whole, {true, 0}, c);
     if (from == 0) from = key_of(boundary) + 1;
-  } else if (above.n > 0) {
+  } else if (over.n > 0) {
     Sums through = whole;
-    through.n = double(all.n);
+    through.n = all.n;
     if (int(cut.stop) == kStopBefore && stops(cut, over, through, whole, need)) from = key_of(boundary) + 1;
   }
   row.lo = boundary, row.hi = hi;
@@ -150,7 +148,7 @@ FD_DEVICE void prefix(Row& row, const Cut& cut) {
   if (!all_exist) return prefix_within(row, cut, c);
   Sums whole;
   whole.n = double(row.n);
-  if (wants_sums(cut)) whole = sums_at(row, c).sums();
+  if (wants_sums(cut)) whole = sums_at(row, c);
   Keys keys{int(cut.order) == kByLogit, 0};
   if (!keys.by_logit) keys.centre = float(whole.moment / whole.mass / kLn2);
   const uint32_t from = edge_of(row, cut, whole, keys, c);

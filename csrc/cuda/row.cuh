@@ -1,9 +1,9 @@
 // What: one row as its threads know it, and how its shared memory is laid out.
-// Contract: everything in Row is the same in all threads of the cluster but `listed` tokens' order, which differs by block.
+// Contract: everything in Row is the same in all threads of the cluster but the slice.
 // Idea: survivors are the logits in [lo, hi]; the table has a few numbers for each group of 256 tokens, and every block has
 //   the whole table: what is decided by groups needs no talk. The list has a few tokens of interest, again in every block.
 // Who does what: see team.cuh. Numbers: sums are relative to the largest survivor, in a group to the smaller of hi and its maximum.
-// Randomness: none. Cost: 20 bytes of shared memory a group, 28 a listed token. Limits: 4096 groups, 2^20 tokens.
+// Randomness: none. Cost: 24 bytes of shared memory a group, 20 a listed token. Limits: 4096 groups, 2^20 tokens.
 #pragma once
 
 #include "slice.cuh"
@@ -17,19 +17,20 @@ constexpr float kLeast = -125.0f;  // 2^-125 is nothing beside a sum that holds 
 // For each group of the row: its largest logit, and sums over its survivors at the scale of the last pass.
 struct Table {
   float* max;
-  int64_t* mass;
-  int64_t* moment;
+  double* mass;
+  double* moment;
+  int* place;  // where its tokens begin on the list
 };
 
 struct List {
   float* x;
   int32_t* id;
   uint32_t* key;    // what a search orders by; 0: not part of it
-  int64_t* mass;    // in units of 2^-kSumBits
-  int64_t* moment;
+  float* w;         // its mass relative to the top,
+  float* y;         // 2^y
 };
 
-// For a search among many tokens; lies where the list lies.
+// For a search among many tokens; the list lies in the same memory.
 struct Bins {
   uint32_t* mine;  // [2][kBins], of this block
   uint32_t* all;   // [2][kBins], of the cluster
@@ -60,27 +61,23 @@ struct Memory {
 FD_BOTH Memory lay_out(Room& room, int groups, int64_t held_bytes) {
   Memory m;
   m.mail = room.take<Mailbox>(1);
-  m.table = {room.take<float>(groups), room.take<int64_t>(groups), room.take<int64_t>(groups)};
-  m.list = {room.take<float>(kList), room.take<int32_t>(kList), room.take<uint32_t>(kList), room.take<int64_t>(kList),
-            room.take<int64_t>(kList)};
-  m.bins = {reinterpret_cast<uint32_t*>(m.list.mass), reinterpret_cast<uint32_t*>(m.list.moment)};
-  static_assert(2 * kBins * 4 <= 8 * kList, "the bins of a block lie where the list's masses do");
+  m.table = {room.take<float>(groups), room.take<double>(groups), room.take<double>(groups), room.take<int>(groups)};
+  m.bins = {room.take<uint32_t>(2 * kBins), room.take<uint32_t>(2 * kBins)};
+  uint32_t* const words = m.bins.mine;
+  m.list = {room.take<float>(kList), reinterpret_cast<int32_t*>(words), words + kList,
+            reinterpret_cast<float*>(m.bins.all), reinterpret_cast<float*>(m.bins.all) + kList};
+  static_assert(kBins == kList, "the list lies where the bins do");
   m.held = held_bytes ? room.take<char>(held_bytes) : nullptr;
   return m;
 }
 
-// Sums over tokens, in fixed point; the moment is of -y, y = (x - top) / (T ln 2).
-struct Exact {
-  int64_t n, mass, moment;
-  FD_MEMBER Sums sums() const {
-    constexpr double unit = 1.0 / double(int64_t(1) << kSumBits);
-    Sums s;
-    s.n = double(n), s.mass = double(mass) * unit, s.moment = -double(moment) * unit * kLn2;
-    return s;
-  }
-};
+FD_DEVICE Sums sums_of(double n, double mass, double moment) {
+  Sums s;
+  s.n = n, s.mass = mass, s.moment = moment;
+  return s;
+}
 
-FD_DEVICE Exact plus(const Exact& a, const Exact& b) { return {a.n + b.n, a.mass + b.mass, a.moment + b.moment}; }
+FD_DEVICE Sums plus(const Sums& a, const Sums& b) { return sums_of(a.n + b.n, a.mass + b.mass, a.moment + b.moment); }
 
 FD_DEVICE float scale_of(double temperature) {
   return float(fmin(1.0 / (temperature * kLn2), 3.402823466e38));  // what is hotter or colder yet is all the same
@@ -104,8 +101,7 @@ struct Row {
   int64_t alive, n;            // tokens above -inf; survivors, -1: not counted yet
   int listed;                  // tokens on the list: those in [list_lo, list_hi]
   float list_lo, list_hi;
-  bool pulled;                 // others may still be reading this block's list
-  Exact sums, whole;           // over the survivors, over the row;
+  Sums sums, whole;            // over the survivors, over the row;
   float sums_c, whole_c;       // the scales they are at, 0: none
   float masses_c;              // of the table's masses
 

@@ -2,10 +2,10 @@
 // Contract: row.cuh. Equal keys stay or go together. 0: the walk meets no edge, everything is kept.
 // Idea: 1. near the top: list the tokens that reach a bound which a few groups' maxima reach; if the edge is among them, it is found there.
 //   2. Otherwise, many tokens: narrow a bracket of keys, [low, high), in which the walk stops, until it fits on the list or holds
-//   one key. A round takes a histogram, which says about where the edge is, and a split: the exact sums above two pivots
-//   next to it. What the histogram says may be wrong; then the bracket is cut in three, and the answer is the same.
+//   one key. A round takes a histogram, which says about where the edge is, and a split: the exact sums above it
+//   and the tokens in it. What the histogram says may be wrong; then the bracket is cut in three, and the answer is the same.
 // Who does what: passes by the cluster, a warp a group; decisions by every block, with the same result.
-// Numbers: the histogram in 32 bits, a share of 2^31; the sums that decide are those of measure.cuh. Randomness: none.
+// Numbers: the histogram in 32 bits, a share of 2^31; the sums that decide in double. Randomness: none.
 // Cost: 1 looks at few groups; a round of 2 is two passes over shared memory, and one round is the rule. Limits: none.
 #pragma once
 
@@ -49,8 +49,9 @@ FD_DEVICE Binning bins_of(bool linear, uint32_t low, uint32_t high) {
 
 // The bin of the bracket in which the walk seems to stop.
 FD_CALLED int guess(Row& row, const Cut& cut, const Sums& whole, double need, const Keys& keys, float c, const Binning& bin,
-                    uint32_t low, const Exact& above) {
-  start_list(row);  // the bins lie there
+                    uint32_t low, const Sums& above) {
+  row.listed = 0, row.list_lo = INFINITY, row.list_hi = -INFINITY;  // the bins lie there
+  sync_block();
   uint32_t* const mine = row.memory.bins.mine;
   uint32_t* const all = row.memory.bins.all;
   for (int b = thread(); b < 2 * kBins; b += threads()) mine[b] = 0;
@@ -75,25 +76,23 @@ FD_CALLED int guess(Row& row, const Cut& cut, const Sums& whole, double need, co
       }
     }
   });
-  sync_cluster();
+  row.team.meet();
   for (int b = thread(); b < (moments ? 2 : 1) * kBins; b += threads()) {
     uint32_t sum = 0;
     for (int r = 0; r < ranks(); ++r) sum += of_rank(mine + b, r)[0];
     all[b] = sum;
   }
-  row.pulled = ranks() > 1;
   sync_block();
 
   const int per_thread = (kBins + threads() - 1) / threads(), first = thread() * per_thread;
   int64_t v[2] = {0, 0};
   for (int b = first; b < first + per_thread && b < kBins; ++b) v[0] += all[b], v[1] += moments ? all[kBins + b] : 0;
   row.team.below_in_block(v);
-  const Sums before = above.sums();
   int64_t stop[1] = {-kBins};
   for (int b = first; b < first + per_thread && b < kBins && stop[0] == -kBins; ++b) {
     v[0] += all[b], v[1] += moments ? all[kBins + b] : 0;
-    Sums part = before;
-    part.n = by_count ? before.n + double(v[0]) : double(INFINITY);
+    Sums part = above;
+    part.n = by_count ? above.n + double(v[0]) : double(INFINITY);
     if (!by_count) part.mass += double(v[0]) / double(unit);
     if (moments && moment_unit > 0) part.moment -= double(v[1]) / double(moment_unit) * kLn2;
     if (reaches(cut, part, whole, need)) stop[0] = -b;
@@ -102,47 +101,44 @@ FD_CALLED int guess(Row& row, const Cut& cut, const Sums& whole, double need, co
   return stop[0] == -kBins ? kBins - 1 : int(-stop[0]);
 }
 
-// 2. The exact sums over keys from `upper` on, and over those in [lower, upper), which are listed if they fit.
-struct Parts {
-  Exact above, between;
-  uint32_t lowest, highest;  // keys of those between
-  bool listed;
+// 2. The sums over keys from `from` on; and the lowest and highest key in [from, below).
+struct Part {
+  Sums sums;
+  uint32_t lowest, highest;
 };
 
-FD_CALLED Parts split(Row& row, const Keys& keys, float c, uint32_t lower, uint32_t upper) {
-  int64_t v[8] = {0, 0, 0, 0, 0, 0, 0, 0};
-  const float bottom = row.bottom();
-  start_list(row);
-  row.each_group(keys.by_logit ? fmaxf(bottom, float_of_key(lower)) : bottom, [&](int g, const float(&x)[kEach]) {
-    float w[2][kEach], m[2][kEach];
-    uint32_t mine = 0;
+FD_CALLED Part pass_of_keys(Row& row, const Keys& keys, float c, uint32_t from, uint32_t below) {
+  int64_t v[3] = {0, 0, 0};
+  const float bottom = row.bottom(), bound = keys.by_logit ? fmaxf(bottom, float_of_key(from)) : bottom;
+  row.team.await_table();
+  for (int g = row.slice.first + warp(); g < row.slice.end; g += warps()) {
+    float mass = 0, moment = 0;
+    if (row.memory.table.max[g] >= bound) {
+      float x[kEach], w[kEach], m[kEach];
+      row.slice.load(g, x);
 #pragma unroll
-    for (int j = 0; j < kEach; ++j) {
-      const float y = fminf(row.scaled(x[j], c), 0.0f);
-      const bool in = x[j] >= bottom && x[j] <= row.hi;
-      const uint32_t key = in ? key_of(keys.of(x[j], y)) : 0;
-      const bool over = key >= upper, between = key >= lower && !over;
-      const float weight = exp2_of(y);
-      w[0][j] = over ? weight : 0.0f, w[1][j] = between ? weight : 0.0f;
-      m[0][j] = -w[0][j] * y, m[1][j] = -w[1][j] * y;
-      v[0] += over, v[3] += between;
-      mine |= uint32_t(between) << j;
-      if (between) {
-        v[6] = v[6] > int64_t(key) ? v[6] : int64_t(key);
-        v[7] = v[7] > int64_t(~key) ? v[7] : int64_t(~key);
+      for (int j = 0; j < kEach; ++j) {
+        const float y = fminf(row.scaled(x[j], c), 0.0f);
+        const uint32_t key = key_of(keys.of(x[j], y));
+        const bool in = x[j] >= bottom && x[j] <= row.hi && key >= from;
+        w[j] = in ? exp2_of(y) : 0.0f;
+        m[j] = w[j] * y;
+        v[0] += in;
+        if (in && key < below) {
+          v[1] = v[1] > int64_t(key) ? v[1] : int64_t(key);
+          v[2] = v[2] > int64_t(~key) ? v[2] : int64_t(~key);
+        }
       }
+      mass = sum_of_8(w), moment = sum_of_8(m);
     }
-    v[1] += fixed_of<kSumBits>(sum_of_8(w[0])), v[2] += fixed_of<kSumBits>(sum_of_8(m[0]));
-    v[4] += fixed_of<kSumBits>(sum_of_8(w[1])), v[5] += fixed_of<kSumBits>(sum_of_8(m[1]));
-    append(row, g, x, mine);
-  });
-  row.team.over_cluster(SumThenMost<6>(), v);
-  Parts parts{{v[0], v[1], v[2]}, {v[3], v[4], v[5]}, ~uint32_t(v[7]), uint32_t(v[6]), false};
-  if (parts.between.n > 0 && parts.between.n <= kList) {
-    finish_list(row);
-    parts.listed = true;
+    tell(row, g, double(mass), double(moment));
   }
-  return parts;
+  row.masses_c = 0;
+  row.team.over_cluster(SumThenMost<1>(), v);
+  const Table& table = row.memory.table;
+  double mass, moment;
+  sum_of_groups(row, [&](int g, double* a, double* b) { *a = table.mass[g], *b = table.moment[g]; }, &mass, &moment);
+  return {sums_of(double(v[0]), mass, moment * kLn2), ~uint32_t(v[2]), uint32_t(v[1])};
 }
 
 FD_DEVICE uint32_t search_slices(Row& row, const Cut& cut, const Sums& whole, double need, const Keys& keys, float c) {
@@ -155,7 +151,7 @@ FD_DEVICE uint32_t search_slices(Row& row, const Cut& cut, const Sums& whole, do
   } else {
     low = key_of(-fmaxf(fabsf(keys.centre), fabsf(row.scaled(low_x, c) - keys.centre))), high = key_of(0.0f) + 1;
   }
-  Exact above{0, 0, 0};
+  Sums above;
   bool found = true;  // did the last round find the edge where it was thought to be?
   for (int round = 0; high - low > 1; ++round) {
     uint32_t lower, upper;
@@ -170,23 +166,31 @@ FD_DEVICE uint32_t search_slices(Row& row, const Cut& cut, const Sums& whole, do
       lower = low + (high - low) / 3, upper = high - (high - low) / 3;
     }
     if (lower <= low && upper >= high) lower = low + (high - low) / 2;  // a round must part off something
-    if (lower < low) lower = low;
-    const Parts parts = split(row, keys, c, lower, upper);
-    const Exact through = plus(parts.above, parts.between);
-    if (upper < high && reaches(cut, parts.above.sums(), whole, need)) {
+    const Part over = upper < high ? pass_of_keys(row, keys, c, upper, high) : Part{above, low, high - 1};
+    if (upper < high && reaches(cut, over.sums, whole, need)) {
       low = upper, found = false;
-    } else if (lower == low || reaches(cut, through.sums(), whole, need)) {
-      found = true;
-      low = lower, high = upper, above = parts.above;
-      if (parts.between.n == 0) break;  // rounding hides the stop: everything above is kept
-      low = parts.lowest, high = parts.highest + 1;
-      if (parts.listed) {
-        weigh(row, keys, c, low);
-        return search_list(row, cut, whole, need, above, low, high);
-      }
-    } else {
-      high = lower, above = through, found = false;
+      continue;
     }
+    const float bottom = row.bottom(), hi = row.hi;
+    const int64_t between = list_tokens(row, keys.by_logit ? fmaxf(bottom, float_of_key(lower)) : bottom, [&](float x) {
+      const uint32_t key = key_of(keys.of(x, fminf(row.scaled(x, c), 0.0f)));
+      return x >= bottom && x <= hi && key >= lower && key < upper;
+    });
+    if (between <= kList) {
+      weigh(row, keys, c, lower);
+      const Sums through = plus(over.sums, sum_of_list(row, lower, upper));
+      // What holds the lowest survivor holds the end of the walk, whatever rounding says.
+      if (lower <= low || reaches(cut, through, whole, need))
+        return search_list(row, cut, whole, need, over.sums, lower, upper);
+      high = lower, above = through, found = false;
+      continue;
+    }
+    const Part through = pass_of_keys(row, keys, c, lower, upper);
+    found = lower <= low || reaches(cut, through.sums, whole, need);
+    if (found)
+      low = through.lowest, high = through.highest + 1, above = over.sums;
+    else
+      high = lower, above = through.sums;
   }
   return kept_from(cut, low, above.n);
 }
@@ -242,13 +246,13 @@ FD_CALLED uint32_t edge_of(Row& row, const Cut& cut, const Sums& whole, const Ke
       from = keys.by_logit ? key_of(row.list_lo) : key_of(nearest) + 1;
     }
     weigh(row, keys, c, from);
-    const Exact near = sum_of_list(row);
-    if (reaches(cut, near.sums(), whole, need)) return search_list(row, cut, whole, need, {0, 0, 0}, from, 0xffffffffu);
+    if (reaches(cut, sum_of_list(row, from, 0xffffffffu), whole, need))
+      return search_list(row, cut, whole, need, Sums(), from, 0xffffffffu);
     if (everything) return 0;
     if (by_count) break;
   }
   Sums all = whole;
-  if (by_count && row.n < 0) all.n = double(pass_of_sums(row, c).n);
+  if (by_count && row.n < 0) all.n = pass_of_sums(row, c).n;
   return search_slices(row, cut, all, need, keys, c);
 }
 

@@ -1,11 +1,11 @@
 // What: the threads of one row: a cluster of blocks, and the few things they tell each other.
 // Contract: every function is called by all threads of the block (over_block) or of the cluster (over_cluster) together, and
 //   answers the same to all of them.
-// Idea: integers only. A sum of integers is the same in any order, so no answer depends on how many blocks, warps or
-//   atomics took part: that is what makes a row's token independent of the launch.
+// Idea: nothing may depend on how many blocks and warps a launch has: integers are added in any order, doubles in one order that
+//   only the tokens' ids decide. That is what makes a row's token independent of its batch and of the launch.
 // Who does what: lanes add up by shuffles, warps through `part`, blocks by writing into each other's `box`. Both are used in
 //   turns, so that one barrier a call is enough: who writes a turn again has passed a barrier after all had read it.
-// Numbers: fixed point, see kSumBits and kFineBits. Randomness: none.
+// Numbers: counts and keys as 64-bit integers, masses and moments as doubles. Randomness: none.
 // Cost: one block barrier, or one block and one cluster barrier. Limits: 16 blocks, 1024 threads, 8 numbers a call.
 #pragma once
 
@@ -20,11 +20,6 @@ constexpr float kLowest = -3.402823466e38f;  // the smallest finite logit: -inf 
 constexpr int kMaxGroups = 4096;
 constexpr int64_t kMaxVocab = int64_t(kMaxGroups) * kGroupSize;
 
-// Sums over a row are whole numbers of 2^-42, those of a group of 2^-47: a token's weight is at most 1.
-constexpr int kSumBits = 42, kFineBits = 47;
-static_assert(kMaxVocab <= int64_t(1) << (62 - kSumBits), "a row's sum fits in 62 bits");
-static_assert(kGroupSize <= 1 << (62 - kFineBits), "a group's sum fits in 62 bits");
-
 FD_DEVICE int lane() { return thread() % kLanes; }
 FD_DEVICE int warp() { return thread() / kLanes; }
 FD_DEVICE int warps() { return threads() / kLanes; }
@@ -33,7 +28,6 @@ struct Mailbox {
   int64_t part[2][kMaxWarps][kSlots];
   int64_t box[2][kMaxRanks][kSlots];
   double chunk[2][kMaxGroups / kLanes];  // for sums in a fixed order
-  int gathered;                          // tokens this block has put on its list
 };
 
 // The first `sums` numbers are added, of the others the largest is taken.
@@ -47,6 +41,7 @@ using Most = SumThenMost<0>;
 struct Team {
   Mailbox* mail;
   int block_turn, cluster_turn;
+  bool table_in_use;  // since the last barrier
 
   template <class Op, int n>
   FD_MEMBER void over_warp(Op op, int64_t (&v)[n]) {
@@ -68,15 +63,19 @@ struct Team {
 
   template <class Op, int n>
   FD_MEMBER void over_cluster(Op op, int64_t (&v)[n]) {
-    if (ranks() == 1) return over_block(op, v);
+    if (ranks() == 1) {
+      table_in_use = false;
+      return over_block(op, v);
+    }
     int64_t(*part)[kSlots] = leave_part(op, v);
-    const int i = thread() % kSlots, to = thread() / kSlots;
-    if (i < n && to < ranks()) {
+    for (int k = thread(); k < kSlots * ranks(); k += threads()) {
+      const int i = k % kSlots;
+      if (i >= n) continue;
       int64_t mine = part[0][i];
       for (int w = 1; w < warps(); ++w) mine = op(i, mine, part[w][i]);
-      of_rank(&mail->box[cluster_turn][rank()][i], to)[0] = mine;
+      of_rank(&mail->box[cluster_turn][rank()][i], k / kSlots)[0] = mine;
     }
-    sync_cluster();
+    meet();
     int64_t(*box)[kSlots] = mail->box[cluster_turn];
     cluster_turn ^= 1;
 #pragma unroll
@@ -86,14 +85,15 @@ struct Team {
       for (int k = 0; k < n; ++k) v[k] = op(k, v[k], box[r][k]);
   }
 
-  // One number of each block: what all lower ranks have, in `before`, and all together.
-  FD_MEMBER int64_t over_ranks(int64_t mine, int64_t (&each)[kMaxRanks]) {
-    if (thread() < ranks()) of_rank(&mail->box[cluster_turn][rank()][0], thread())[0] = mine;
+  // The cluster's barrier.
+  FD_MEMBER void meet() {
     sync_cluster();
-    int64_t all = 0;
-    for (int r = 0; r < ranks(); ++r) all += each[r] = mail->box[cluster_turn][r][0];
-    cluster_turn ^= 1;
-    return all;
+    table_in_use = false;
+  }
+
+  // Before anybody writes into the tables of others, who may still be reading them.
+  FD_MEMBER void await_table() {
+    if (table_in_use) meet();
   }
 
   // v becomes the sum over all threads of the block below this one.
@@ -146,34 +146,18 @@ FD_DEVICE uint32_t key_of(float x) {
 
 FD_DEVICE float float_of_key(uint32_t key) { return float_of_bits(key & 0x80000000u ? key & 0x7fffffffu : ~key); }
 
-// x in [0, 8] as a whole number of 2^-bits, rounded down: two conversions to 32 bits are cheaper than one to 64.
-template <int bits>
-FD_DEVICE int64_t fixed_of(float x) {
-  constexpr int kHigh = 20, kLow = bits - kHigh;
-  const float scaled = x * float(1 << kHigh);
-  const uint32_t high = uint32_t(scaled);
-  const uint32_t low = uint32_t((scaled - float(high)) * float(1 << kLow));
-  return (int64_t(high) << kLow) + low;
-}
-
-// The same for the sum over a warp, exact but for the rounding of each lane's x.
-FD_DEVICE int64_t fine_sum_in_warp(float x) {
-  constexpr int kHigh = 20, kLow = kFineBits - kHigh;
-  static_assert(kLow + 5 <= 32, "32 lanes' low parts fit in 32 bits");
-  const float scaled = x * float(1 << kHigh);
-  const uint32_t high = uint32_t(scaled);
-  const uint32_t low = uint32_t((scaled - float(high)) * float(1 << kLow));
-  return (int64_t(sum_in_warp(high)) << kLow) + int64_t(sum_in_warp(low));
-}
-
 FD_DEVICE float sum_of_8(const float (&v)[8]) {
   return ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
 }
 
-FD_DEVICE double sum_in_warp_in_order(double x) {
+// The sums of a and b over a warp, in every lane: the first step sends one of them to each half.
+FD_DEVICE void sum_in_warp(double* a, double* b) {
+  const bool upper = lane() & 16;
+  double mine = (upper ? *b : *a) + shuffle_xor(upper ? *a : *b, 16);
 #pragma unroll
-  for (int mask = kLanes / 2; mask; mask /= 2) x += shuffle_xor(x, mask);
-  return x;
+  for (int mask = 8; mask; mask /= 2) mine += shuffle_xor(mine, mask);
+  const double other = shuffle_xor(mine, 16);
+  *a = upper ? other : mine, *b = upper ? mine : other;
 }
 
 }  // namespace cuda

@@ -15,7 +15,7 @@ void launch(const Logits& logits, const Where& where, int64_t seed, int64_t step
   device.shared_bytes = where.device == 0 ? int64_t(227) << 10 : 0;  // device 1 has none to keep a row in
   device.most_ranks = kMaxRanks;
   const Shape shape = shape_of(device, logits, where.ranks);
-  const int threads = shape.ranks == 1 ? 256 : 128;  // no answer depends on it
+  const int threads = shape.ranks == 1 ? 128 : 64;  // no answer depends on it
   const Launch how{seed, step, threads, shape.ranks, shape.resident};
   fastdecode::emulated::run({logits.rows, shape.ranks, threads, size_t(shape.bytes)}, [&] { body(how); });
 }
