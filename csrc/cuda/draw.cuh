@@ -19,7 +19,7 @@ FD_DEVICE int64_t bits_of_score(double score) {
 }
 
 // 1.
-FD_DEVICE int winning_group(Row& row, const Coordinates& at, float c) {
+FD_CALLED int winning_group(Row& row, const Coordinates& at, float c) {
   const Table& table = row.memory.table;
   int64_t best[1] = {-1}, where[1] = {-int64_t(kMaxGroups)};
   for (int g = thread(); g < row.groups; g += threads()) {
@@ -37,7 +37,7 @@ FD_DEVICE int winning_group(Row& row, const Coordinates& at, float c) {
 }
 
 // 2. For the threads of one warp; *x is the token's logit.
-FD_DEVICE int64_t winning_token(Row& row, const Coordinates& at, float c, int group, float* logit) {
+FD_CALLED int64_t winning_token(Row& row, const Coordinates& at, float c, int group, float* logit) {
   float x[kEach];
   row.slice.load(group, x);
   const float bottom = row.bottom();

@@ -87,11 +87,30 @@ struct Output {
   FD_MEMBER uint16_t half(float x) const { return dtype == kFloat16 ? to_f16(x) : to_bf16(x); }
 };
 
+// x / t where a logit lies in [bottom, hi], or where the id is `only` if that is not -1; `filter` elsewhere.
+FD_CALLED void write_row(const Row& row, const Output& out, float bottom, int64_t only, float t, float filter) {
+  for (int g = row.slice.first + warp(); g < row.slice.end; g += warps()) {
+    float x[kEach];
+    row.slice.load(g, x);
+#pragma unroll
+    for (int j = 0; j < kEach; ++j) {
+      bool stays = x[j] >= bottom && x[j] <= row.hi;
+      if (only >= 0) stays = int64_t(g) * kGroupSize + lane() * kEach + j == only;
+      x[j] = !stays ? filter : row.slice.overflow ? INFINITY : x[j] / t;
+    }
+    out.put(g, x);
+  }
+  float nothing[kEach];
+#pragma unroll
+  for (int j = 0; j < kEach; ++j) nothing[j] = filter;
+  for (int g = row.groups + rank() * warps() + warp(); g < groups_of(out.vocab); g += ranks() * warps()) out.put(g, nothing);
+}
+
 FD_DEVICE void truncate_row(const TruncateArgs& args, const Launch& launch) {
   const int64_t r = row_of_grid();
   const Logits& logits = args.logits;
   const Cut* cuts = cuts_of(args.plan, r);
-  const float last = cuts[args.plan.count - 1].temperature, t = last == 0 ? 1.0f : last, filter = args.filter_value;
+  const float last = cuts[args.plan.count - 1].temperature, t = last == 0 ? 1.0f : last;
   Row row;
   start(row, logits, r, launch);
   const Output out{static_cast<char*>(args.out) + r * args.out_row_stride * bytes_of(logits.dtype), logits.dtype,
@@ -107,23 +126,7 @@ FD_DEVICE void truncate_row(const TruncateArgs& args, const Launch& launch) {
       run_plan(row, cuts, args.plan.count);
       if (last == 0) only = first_id_of(row, row.top);
     }
-    const float bottom = status == kEmpty ? INFINITY : row.bottom();
-    for (int g = row.slice.first + warp(); g < row.slice.end; g += warps()) {
-      float x[kEach];
-      row.slice.load(g, x);
-#pragma unroll
-      for (int j = 0; j < kEach; ++j) {
-        bool stays = x[j] >= bottom && x[j] <= row.hi;
-        if (only >= 0) stays = int64_t(g) * kGroupSize + lane() * kEach + j == only;
-        x[j] = !stays ? filter : row.slice.overflow ? INFINITY : x[j] / t;
-      }
-      out.put(g, x);
-    }
-    float nothing[kEach];
-#pragma unroll
-    for (int j = 0; j < kEach; ++j) nothing[j] = filter;
-    for (int g = row.groups + rank() * warps() + warp(); g < groups_of(logits.vocab); g += ranks() * warps())
-      out.put(g, nothing);
+    write_row(row, out, status == kEmpty ? INFINITY : row.bottom(), only, t, args.filter_value);
   }
   sync_cluster();  // no block may end while another reads its memory
 }
@@ -139,7 +142,7 @@ FD_DEVICE void fill(float* out, int64_t n, float x) {
   for (int64_t i = thread(); i < n; i += threads()) out[i] = x;
 }
 
-FD_DEVICE void flag_row(const SampleArgs& args, int64_t r, Status status) {
+FD_CALLED void flag_row(const SampleArgs& args, int64_t r, Status status) {
   if (rank() != 0) return;
   const int64_t n = args.num_samples;
   for (int64_t i = thread(); i < n; i += threads()) args.tokens[r * n + i] = -1;

@@ -9,12 +9,12 @@
 namespace fastdecode {
 namespace cuda {
 
-__global__ void __launch_bounds__(kThreads, 2) truncate_kernel(const __grid_constant__ TruncateArgs args,
+__global__ void __launch_bounds__(kThreads, kBlocks) truncate_kernel(const __grid_constant__ TruncateArgs args,
                                                                const __grid_constant__ Launch launch) {
   truncate_row(args, launch);
 }
 
-__global__ void __launch_bounds__(kThreads, 2) sample_kernel(const __grid_constant__ SampleArgs args,
+__global__ void __launch_bounds__(kThreads, kBlocks) sample_kernel(const __grid_constant__ SampleArgs args,
                                                              const __grid_constant__ Launch launch) {
   sample_row(args, launch);
 }
@@ -36,6 +36,13 @@ int attribute(cudaDeviceAttr which, int device) {
 
 constexpr int kMaxDevices = 64;
 
+// Has the code that this device runs been compiled with clusters? PTX for an older architecture has not.
+int most_ranks() {
+  cudaFuncAttributes code;
+  check(cudaFuncGetAttributes(&code, reinterpret_cast<const void*>(sample_kernel)), "find code for this device");
+  return code.ptxVersion >= 90 ? 8 : 1;  // 8 blocks are what every such device promises
+}
+
 // Attributes cost a microsecond or two a call, so each device is asked once.
 const Device& device_of(int device) {
   static Device known[kMaxDevices];
@@ -45,8 +52,7 @@ const Device& device_of(int device) {
     Device found;
     found.multiprocessors = attribute(cudaDevAttrMultiProcessorCount, device);
     found.shared_bytes = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-    // 16 blocks are more than every device promises; cudaFuncAttributeNonPortableClusterSizeAllowed asks for them.
-    found.most_ranks = attribute(cudaDevAttrComputeCapabilityMajor, device) >= 9 ? 8 : 1;
+    found.most_ranks = most_ranks();
     known[device] = found;  // whoever is here at the same time writes the same
     asked[device].store(true, std::memory_order_release);
   }

@@ -77,9 +77,15 @@ FD_CALLED int64_t gather(Row& row, float bound) {
   return all;
 }
 
+// Keys of listed tokens: all lie in [low, high).
+struct Range {
+  uint32_t low, high;
+};
+
 // 2. Of the listed survivors, those with keys from `from` on.
-FD_CALLED void weigh(Row& row, const Keys& keys, float c, uint32_t from) {
+FD_CALLED Range weigh(Row& row, const Keys& keys, float c, uint32_t from) {
   const List& list = row.memory.list;
+  int64_t v[2] = {0, 0};
   sync_block();
   for (int i = thread(); i < row.listed; i += threads()) {
     const float x = list.x[i], y = fminf(row.scaled(x, c), 0.0f);
@@ -87,8 +93,12 @@ FD_CALLED void weigh(Row& row, const Keys& keys, float c, uint32_t from) {
     const bool in = x >= row.bottom() && x <= row.hi && key >= from;
     list.key[i] = in ? key : 0;
     list.w[i] = exp2_of(y), list.y[i] = y;
+    if (!in) continue;
+    v[0] = v[0] > int64_t(key) ? v[0] : int64_t(key);
+    v[1] = v[1] > int64_t(~key) ? v[1] : int64_t(~key);
   }
-  sync_block();
+  row.team.over_block(Most(), v);
+  return {~uint32_t(v[1]), uint32_t(v[0]) + 1};
 }
 
 // Sums over what was weighed and has a key in [low, high), by one warp.
@@ -110,26 +120,37 @@ FD_DEVICE uint32_t kept_from(const Cut& cut, uint32_t at, double before) {
   return int(cut.stop) == kStopBefore && before >= double(cut.keep) ? at + 1 : at;
 }
 
-// 3. Where the kept keys begin. The walk stops at a key in [low, high); `above` are the sums over larger keys that are not listed.
-FD_CALLED uint32_t search_list(Row& row, const Cut& cut, const Sums& whole, double need, const Sums& above, uint32_t low,
-                               uint32_t high) {
-  double before = above.n + sum_of_list(row, high, 0xffffffffu).n;  // tokens with keys from `high` on
-  while (high - low > 1) {
-    const uint64_t range = high - low;
-    auto pivot_of = [&](int w) { return low + uint32_t(range * uint64_t(w + 1) / uint64_t(warps() + 1)); };
-    const Sums part = plus(above, sum_of_list(row, pivot_of(warp()), 0xffffffffu));
+// 3. Where the kept keys begin. The walk stops at a key of `range`; `above` are the sums over larger keys that are not listed.
+FD_CALLED uint32_t search_list(Row& row, const Cut& cut, const Sums& whole, double need, const Sums& above, Range range) {
+  const List& list = row.memory.list;
+  double before = above.n;  // tokens with keys from range.high on
+  while (range.high - range.low > 1) {
+    const uint64_t width = range.high - range.low;
+    const uint32_t pivot = range.low + uint32_t(width * uint64_t(warp() + 1) / uint64_t(warps() + 1));
+    const Sums part = plus(above, sum_of_list(row, pivot, 0xffffffffu));
     const bool reached = reaches(cut, part, whole, need);
+    // Between two pivots the range goes on from its lowest key to its highest, so that rounds depend on tokens, not on floats.
+    uint32_t under = 0, not_over = 0;  // the highest key below the pivot; ~ the lowest from it on
+    for (int i = lane(); i < row.listed; i += kLanes) {
+      const uint32_t key = list.key[i];
+      if (key < pivot)
+        under = key > under ? key : under;
+      else
+        not_over = ~key > not_over ? ~key : not_over;
+    }
+    under = most_in_warp(under), not_over = most_in_warp(not_over);
     int64_t(*told)[kSlots] = row.team.mail->part[row.team.block_turn];
-    if (lane() == 0) told[warp()][0] = reached, told[warp()][1] = int64_t(part.n);
+    if (lane() == 0)
+      told[warp()][0] = reached, told[warp()][1] = int64_t(part.n), told[warp()][2] = under, told[warp()][3] = ~not_over;
     sync_block();
     row.team.block_turn ^= 1;
     int w = warps() - 1;
     while (w >= 0 && !told[w][0]) --w;
-    const uint32_t new_low = w >= 0 ? pivot_of(w) : low;
-    if (w + 1 < warps()) high = pivot_of(w + 1), before = double(told[w + 1][1]);
-    low = new_low;
+    if (w >= 0) range.low = uint32_t(told[w][3]);
+    if (w + 1 < warps()) range.high = uint32_t(told[w + 1][2]) + 1, before = double(told[w + 1][1]);
+    if (range.high <= range.low) range.high = range.low + 1;  // rounding: the stop is at the lowest key that reached
   }
-  return kept_from(cut, low, before);
+  return kept_from(cut, range.low, before);
 }
 
 }  // namespace cuda

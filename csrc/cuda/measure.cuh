@@ -84,7 +84,7 @@ FD_CALLED Sums sum_of_table(Row& row, float c, double n) {
 }
 
 // 1. c = 0: no sums. False: the row cannot be sampled, and *status says why.
-FD_DEVICE bool open_once(Row& row, float c, int64_t* nan, int64_t* inf) {
+FD_CALLED bool open_once(Row& row, float c, int64_t* nan, int64_t* inf) {
   constexpr int kAhead = 4;  // groups in flight
   Slice& slice = row.slice;
   uint32_t most = 0;

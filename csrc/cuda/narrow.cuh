@@ -27,7 +27,7 @@ FD_CALLED Sums sums_at(Row& row, float c) {
 }
 
 // The same, with the masses of their groups in the table: for the draw.
-FD_DEVICE Sums masses_at(Row& row, float c) {
+FD_CALLED Sums masses_at(Row& row, float c) {
   if (row.masses_c == c) return sums_at(row, c);
   row.sums = pass_of_sums(row, c);
   row.n = int64_t(row.sums.n), row.sums_c = row.masses_c = c;
@@ -35,7 +35,7 @@ FD_DEVICE Sums masses_at(Row& row, float c) {
 }
 
 // Sums over the whole row, whatever survives.
-FD_DEVICE Sums whole_at(Row& row, float c) {
+FD_CALLED Sums whole_at(Row& row, float c) {
   if (row.whole_c == c) return row.whole;
   const float lo = row.lo, hi = row.hi, top = row.top;
   row.lo = -INFINITY, row.hi = INFINITY, row.top = row.max;
@@ -140,7 +140,7 @@ FD_CALLED void prefix_within(Row& row, const Cut& cut, float c) {
   row.narrow(float_of_key(from), INFINITY);
 }
 
-FD_DEVICE void prefix(Row& row, const Cut& cut) {
+FD_CALLED void prefix(Row& row, const Cut& cut) {
   const bool by_count = int(cut.measure) == kCount;
   const bool all_exist = cut.within == INFINITY || !(double(cut.within) < count(row));
   if (all_exist && (cut.need == INFINITY || (by_count && row.n >= 0 && double(cut.need) >= double(row.n)))) return;

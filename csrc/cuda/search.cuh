@@ -108,7 +108,8 @@ struct Part {
 };
 
 FD_CALLED Part pass_of_keys(Row& row, const Keys& keys, float c, uint32_t from, uint32_t below) {
-  int64_t v[3] = {0, 0, 0};
+  int n = 0;
+  uint32_t highest = 0, not_lowest = 0;
   const float bottom = row.bottom(), bound = keys.by_logit ? fmaxf(bottom, float_of_key(from)) : bottom;
   row.team.await_table();
   for (int g = row.slice.first + warp(); g < row.slice.end; g += warps()) {
@@ -123,17 +124,15 @@ FD_CALLED Part pass_of_keys(Row& row, const Keys& keys, float c, uint32_t from, 
         const bool in = x[j] >= bottom && x[j] <= row.hi && key >= from;
         w[j] = in ? exp2_of(y) : 0.0f;
         m[j] = w[j] * y;
-        v[0] += in;
-        if (in && key < below) {
-          v[1] = v[1] > int64_t(key) ? v[1] : int64_t(key);
-          v[2] = v[2] > int64_t(~key) ? v[2] : int64_t(~key);
-        }
+        n += in;
+        if (in && key < below) highest = key > highest ? key : highest, not_lowest = ~key > not_lowest ? ~key : not_lowest;
       }
       mass = sum_of_8(w), moment = sum_of_8(m);
     }
     tell(row, g, double(mass), double(moment));
   }
   row.masses_c = 0;
+  int64_t v[3] = {n, highest, not_lowest};
   row.team.over_cluster(SumThenMost<1>(), v);
   const Table& table = row.memory.table;
   double mass, moment;
@@ -141,7 +140,7 @@ FD_CALLED Part pass_of_keys(Row& row, const Keys& keys, float c, uint32_t from, 
   return {sums_of(double(v[0]), mass, moment * kLn2), ~uint32_t(v[2]), uint32_t(v[1])};
 }
 
-FD_DEVICE uint32_t search_slices(Row& row, const Cut& cut, const Sums& whole, double need, const Keys& keys, float c) {
+FD_CALLED uint32_t search_slices(Row& row, const Cut& cut, const Sums& whole, double need, const Keys& keys, float c) {
   if (!reaches(cut, whole, whole, need)) return 0;
   // Where the keys are: the first histogram leaves out, as one last bin, what is far below most groups' maxima.
   const float low_x = fmaxf(row.lowest, row.bottom());
@@ -177,11 +176,11 @@ FD_DEVICE uint32_t search_slices(Row& row, const Cut& cut, const Sums& whole, do
       return x >= bottom && x <= hi && key >= lower && key < upper;
     });
     if (between <= kList) {
-      weigh(row, keys, c, lower);
+      const Range range = weigh(row, keys, c, lower);
       const Sums through = plus(over.sums, sum_of_list(row, lower, upper));
       // What holds the lowest survivor holds the end of the walk, whatever rounding says.
       if (lower <= low || reaches(cut, through, whole, need))
-        return search_list(row, cut, whole, need, over.sums, lower, upper);
+        return between ? search_list(row, cut, whole, need, over.sums, range) : upper;
       high = lower, above = through, found = false;
       continue;
     }
@@ -245,9 +244,9 @@ FD_CALLED uint32_t edge_of(Row& row, const Cut& cut, const Sums& whole, const Ke
       if (!keys.by_logit && !(row.scaled(row.list_lo, c) < keys.centre)) continue;
       from = keys.by_logit ? key_of(row.list_lo) : key_of(nearest) + 1;
     }
-    weigh(row, keys, c, from);
+    const Range range = weigh(row, keys, c, from);
     if (reaches(cut, sum_of_list(row, from, 0xffffffffu), whole, need))
-      return search_list(row, cut, whole, need, Sums(), from, 0xffffffffu);
+      return search_list(row, cut, whole, need, Sums(), range);
     if (everything) return 0;
     if (by_count) break;
   }

@@ -9,7 +9,7 @@
 namespace fastdecode {
 namespace cuda {
 
-constexpr int kThreads = 512;
+constexpr int kThreads = 256, kBlocks = 2;  // threads of a block, blocks that share a multiprocessor at least
 
 // The smallest cluster, by powers of two, that
 // 1. keeps the row in shared memory;
