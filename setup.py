@@ -91,7 +91,8 @@ class Cuda:
 
     def link_flags(self):
         """The CUDA runtime, linked statically: it looks for the driver when it is first used, and not before."""
-        root = Path(self.nvcc).resolve().parent.parent
+        told = subprocess.run([self.nvcc, "--dryrun", "-c", CUDA_SOURCE], stderr=subprocess.PIPE, text=True).stderr
+        root = Path(told.split("#$ TOP=")[-1].splitlines()[0])  # where nvcc itself thinks its toolkit is
         found = [path.parent for place in ("lib64", "lib", "targets/*/lib") for path in root.glob(f"{place}/libcudart_static.a")]
         return [*(f"-L{path}" for path in found[:1]), "-lcudart_static", "-ldl", "-lrt"]
 

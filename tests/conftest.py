@@ -77,7 +77,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[EngineUnderTest]:
     wanted: EngineUnderTest = request.param
     with contextlib.ExitStack() as stack:
         if wanted.target and wanted.target.startswith("emulated-c"):
-            stack.enter_context(stand_in("cuda", emulated.engine(int(wanted.target.removeprefix("emulated-c")))))
+            stack.enter_context(stand_in("cuda", emulated.Engine(int(wanted.target.removeprefix("emulated-c")))))
         elif wanted.name not in dispatch.ENGINES:
             why = f"the engine {wanted.name!r} is not there: {dispatch.MISSING.get(wanted.name, 'nobody knows it')}"
             (pytest.fail if wanted.name in dispatch.required() else pytest.skip)(why)

@@ -1,4 +1,4 @@
-"""The CUDA engine's real source on the CPU: builds tests/emulation (README there: emulation.h) once for each state of the sources."""
+"""The CUDA engine's real source on the CPU, by the machine of tests/emulation: built once for each state of the sources."""
 
 from __future__ import annotations
 
@@ -14,32 +14,27 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
+import torch
+
 from fastdecode import cuda
 
 ROOT = Path(__file__).parent.parent
-HERE = Path(__file__).parent / "emulation"
-FLAGS = ["-std=c++17", "-O2", "-g0", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
-
-# The blocks that work on a row. Every size runs; the whole conformance suite runs on the first two, see conftest.py.
-RANKS = (1, 4, 2, 8, 16)
+COMMON = ["-std=c++17", "-fno-math-errno", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
+MACHINE = ("tests/emulation/launch.cpp", "tests/emulation/machine.cpp")
 
 
 def compiler() -> list[str]:
     return shlex.split(os.environ.get("CXX", "g++"))
 
 
-def sources() -> list[Path]:
-    return sorted(
-        path for folder in (ROOT / "csrc", HERE) for path in folder.rglob("*") if path.suffix in {".h", ".cuh", ".cpp"}
-    )
-
-
-def build(folder: Path, flags: list[str], files: dict[str, list[str]], link: list[str], target: str) -> Path:
-    """Compiles files (each with flags of its own) side by side and links them, unless that was done before."""
+def build(tree: Path, flags: list[str], files: dict[str, list[str]], link: list[str], target: str) -> Path:
+    """Compiles files of a tree (each with flags of its own) side by side and links them, unless that was done before."""
     key = hashlib.sha256(repr((compiler(), flags, files, link, sys.version)).encode())
-    for path in sources():
-        key.update(path.read_bytes())
-    built = folder / key.hexdigest()[:16] / target
+    for folder in ("csrc", "tests/emulation"):
+        for path in sorted((tree / folder).rglob("*")):
+            if path.suffix in {".h", ".cuh", ".cpp"}:
+                key.update(path.read_bytes())
+    built = tree / "build" / "emulation" / key.hexdigest()[:16] / target
     if built.exists():
         return built
     built.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +42,7 @@ def build(folder: Path, flags: list[str], files: dict[str, list[str]], link: lis
     def compiled(item: tuple[str, list[str]]) -> str:
         name, own = item
         made = built.parent / (Path(name).stem + ".o")
-        _run([*compiler(), *flags, *own, "-c", str(ROOT / name), "-o", str(made)])
+        _run([*compiler(), *COMMON, *flags, f"-I{tree / 'csrc'}", f"-I{tree / 'tests/emulation'}", *own, "-c", str(tree / name), "-o", str(made)])
         return str(made)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -69,14 +64,12 @@ def module():
     """The compiled module, with `truncate_cuda` and `sample_cuda` that take addresses of the CPU."""
     import pybind11
 
-    includes = [f"-I{ROOT / 'csrc'}", f"-I{HERE}"]
     python = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
     files = {
         "csrc/bindings.cpp": ["-DFD_MODULE=_emulated", "-DFD_CUDA=1", "-DFD_EMULATED=1", *python],
-        "tests/emulation/launch.cpp": [],
-        "tests/emulation/machine.cpp": [],
+        **dict.fromkeys(MACHINE, []),
     }
-    built = build(ROOT / "build" / "emulation", [*FLAGS, *includes], files, ["-shared"], "_emulated.so")
+    built = build(ROOT, ["-O2", "-fPIC", "-fvisibility=hidden"], files, ["-shared"], "_emulated.so")
     loader = importlib.machinery.ExtensionFileLoader("_emulated", str(built))
     spec = importlib.util.spec_from_file_location("_emulated", built, loader=loader)
     assert spec
@@ -85,5 +78,18 @@ def module():
     return found
 
 
-def engine(ranks: int) -> cuda.Engine:
-    return cuda.Engine(module(), ranks)
+class Engine(cuda.Engine):
+    """The CUDA engine with `ranks` blocks for each row. `resident=False`: on a device where no row fits into shared memory."""
+
+    def __init__(self, ranks: int, resident: bool = True):
+        super().__init__(module())
+        self.where = (0 if resident else 1, 0, ranks)
+
+    def _where(self, logits: torch.Tensor) -> tuple[int, int, int]:
+        return self.where
+
+
+def check(tree: Path, flags: list[str]) -> subprocess.CompletedProcess:
+    """Builds tests/emulation/check.cpp of a tree and runs it."""
+    program = build(tree, flags, dict.fromkeys(("tests/emulation/check.cpp", *MACHINE), []), flags, "check")
+    return subprocess.run([program], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600)

@@ -42,7 +42,7 @@ struct Slice {
     const int64_t start = int64_t(group) * kGroupSize + lane() * kEach;
     const char* const from = row + start * bytes();
     if (reinterpret_cast<uintptr_t>(row) % 16 || int64_t(group + 1) * kGroupSize > limit) return fetch_oddly(*this, group);
-    Raw raw;
+    Raw raw{};
     put(raw, 0, load_chunk(from));
     if (wide()) put(raw, 1, load_chunk(from + 16));
     return raw;
@@ -61,7 +61,7 @@ struct Slice {
     const int owner = group / per_block;
     char* from = place(held, group - owner * per_block);
     if (owner != rank()) from = of_rank(from, owner);
-    Raw raw;
+    Raw raw{};
     put(raw, 0, load_chunk(from));
     if (wide()) put(raw, 1, load_chunk(from + 16 * kLanes));
     return raw;
@@ -120,7 +120,7 @@ FD_CALLED Raw fetch_oddly(const Slice& slice, int group) {
   const char* const from = slice.row + start * slice.bytes();
   const int off = int(reinterpret_cast<uintptr_t>(slice.row) % 16);
   const bool wide = slice.wide(), has_next = int64_t(group + 1) * kGroupSize + kEach <= slice.limit;
-  Raw raw;
+  Raw raw{};
   if ((group > 0 && has_next) || (off == 0 && int64_t(group + 1) * kGroupSize <= slice.limit)) {
     uint32_t w[kEach + 4];
 #pragma unroll
