@@ -56,8 +56,12 @@ class Cuda:
         home = os.environ.get("CUDA_HOME")
         self.nvcc = shutil.which("nvcc") or (home and shutil.which("nvcc", path=str(Path(home, "bin"))))
         if asked == "1" and not self.nvcc:
-            raise SystemExit("FASTDECODE_CUDA=1 asks for the CUDA engine, and nvcc is neither on PATH nor in CUDA_HOME/bin.")
-        self.missing = "not built: FASTDECODE_CUDA=0" if asked == "0" else "" if self.nvcc else "not built: no nvcc"
+            raise SystemExit(
+                "FASTDECODE_CUDA=1 asks for the CUDA engine, and nvcc is neither on PATH nor in CUDA_HOME/bin."
+            )
+        self.missing = (
+            "not built, FASTDECODE_CUDA=0" if asked == "0" else "" if self.nvcc else "not built, no nvcc found"
+        )
         if self.missing:
             return
         known = self._ask("--list-gpu-arch")
@@ -93,7 +97,11 @@ class Cuda:
         """The CUDA runtime, linked statically: it looks for the driver when it is first used, and not before."""
         told = subprocess.run([self.nvcc, "--dryrun", "-c", CUDA_SOURCE], stderr=subprocess.PIPE, text=True).stderr
         root = Path(told.split("#$ TOP=")[-1].splitlines()[0])  # where nvcc itself thinks its toolkit is
-        found = [path.parent for place in ("lib64", "lib", "targets/*/lib") for path in root.glob(f"{place}/libcudart_static.a")]
+        found = [
+            path.parent
+            for place in ("lib64", "lib", "targets/*/lib")
+            for path in root.glob(f"{place}/libcudart_static.a")
+        ]
         return [*(f"-L{path}" for path in found[:1]), "-lcudart_static", "-ldl", "-lrt"]
 
 

@@ -37,7 +37,7 @@ class EngineUnderTest(NamedTuple):
 # Emulation is slow, so it runs the suite on clusters of this many blocks only, and test_cuda.py shows that all others answer bit for
 # bit alike; of the tests in these files it runs every so-manieth plan: they compare the engine with itself on 64 rows each.
 EMULATED_RANKS = 2
-EMULATED_EVERY = {"test_invariance.py": 6}
+EMULATED_EVERY = {"test_invariance.py": 6, "test_draw.py": 3}
 
 
 def engines() -> list[EngineUnderTest]:
@@ -61,7 +61,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         callspec = getattr(item, "callspec", None)
         engine = callspec.params.get("engine") if callspec else None
-        if engine and (engine.target or "").startswith("emulated") and item.path.name in seen and len(callspec.params) > 1:
+        if (
+            engine
+            and (engine.target or "").startswith("emulated")
+            and item.path.name in seen
+            and len(callspec.params) > 1
+        ):
             seen[item.path.name] += 1
             if seen[item.path.name] % EMULATED_EVERY[item.path.name] != 1:
                 left_out.append(item)
@@ -109,7 +114,9 @@ class OnDevice:
     def __init__(self, engine: dispatch.Engine, device: str):
         self.engine, self.device = engine, device
 
-    def truncate(self, logits: torch.Tensor, cuts: torch.Tensor, out: torch.Tensor, filter_value: float, vocab_limit: int) -> None:
+    def truncate(
+        self, logits: torch.Tensor, cuts: torch.Tensor, out: torch.Tensor, filter_value: float, vocab_limit: int
+    ) -> None:
         x = self._moved(logits)
         in_place = out.data_ptr() == logits.data_ptr() and out.stride() == logits.stride()
         target = x if in_place else self._moved(out)
@@ -122,7 +129,9 @@ class OnDevice:
         def moved(x: Any) -> Any:
             return x.to(self.device) if isinstance(x, torch.Tensor) else x
 
-        draw = Draw(moved(draw.seed), moved(draw.step), moved(draw.streams), draw.num_samples, draw.vocab_limit, draw.flat)
+        draw = Draw(
+            moved(draw.seed), moved(draw.step), moved(draw.streams), draw.num_samples, draw.vocab_limit, draw.flat
+        )
         wanted = Wanted(wanted.stats, wanted.top_logprobs, moved(wanted.logprobs_of))
         found = self.engine.sample(self._moved(logits), cuts.to(self.device), draw, wanted)
         return {name: value.cpu() for name, value in found.items()}

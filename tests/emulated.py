@@ -42,7 +42,20 @@ def build(tree: Path, flags: list[str], files: dict[str, list[str]], link: list[
     def compiled(item: tuple[str, list[str]]) -> str:
         name, own = item
         made = built.parent / (Path(name).stem + ".o")
-        _run([*compiler(), *COMMON, *flags, f"-I{tree / 'csrc'}", f"-I{tree / 'tests/emulation'}", *own, "-c", str(tree / name), "-o", str(made)])
+        _run(
+            [
+                *compiler(),
+                *COMMON,
+                *flags,
+                f"-I{tree / 'csrc'}",
+                f"-I{tree / 'tests/emulation'}",
+                *own,
+                "-c",
+                str(tree / name),
+                "-o",
+                str(made),
+            ]
+        )
         return str(made)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -67,7 +80,7 @@ def module():
     python = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
     files = {
         "csrc/bindings.cpp": ["-DFD_MODULE=_emulated", "-DFD_CUDA=1", "-DFD_EMULATED=1", *python],
-        **dict.fromkeys(MACHINE, []),
+        **{name: [] for name in MACHINE},
     }
     built = build(ROOT, ["-O2", "-fPIC", "-fvisibility=hidden"], files, ["-shared"], "_emulated.so")
     loader = importlib.machinery.ExtensionFileLoader("_emulated", str(built))
@@ -91,5 +104,5 @@ class Engine(cuda.Engine):
 
 def check(tree: Path, flags: list[str]) -> subprocess.CompletedProcess:
     """Builds tests/emulation/check.cpp of a tree and runs it."""
-    program = build(tree, flags, dict.fromkeys(("tests/emulation/check.cpp", *MACHINE), []), flags, "check")
+    program = build(tree, flags, {name: [] for name in ("tests/emulation/check.cpp", *MACHINE)}, flags, "check")
     return subprocess.run([program], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600)

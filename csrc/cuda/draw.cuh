@@ -67,7 +67,7 @@ FD_CALLED int64_t winning_token(Row& row, const Coordinates& at, float c, int gr
 // The lowest id whose logit is `x`, which must lie in the row.
 FD_CALLED int64_t first_id_of(Row& row, float x) {
   int64_t v[1] = {-kMaxVocab};
-  row.each_group(x, [&](int g, const float(&logits)[kEach]) {
+  row.each_group(x, [&](int g, const float (&logits)[kEach]) {
 #pragma unroll
     for (int j = kEach - 1; j >= 0; --j) {
       const int64_t id = int64_t(g) * kGroupSize + lane() * kEach + j;
@@ -82,7 +82,7 @@ FD_CALLED int64_t first_id_of(Row& row, float x) {
 FD_CALLED float runner_up(Row& row) {
   const Table& table = row.memory.table;
   int64_t v[2] = {0, 0};  // tokens at the maximum, key of the largest below it
-  row.each_group(row.max, [&](int, const float(&x)[kEach]) {
+  row.each_group(row.max, [&](int, const float (&x)[kEach]) {
 #pragma unroll
     for (int j = 0; j < kEach; ++j) {
       const bool most = x[j] == row.max;

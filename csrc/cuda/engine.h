@@ -37,8 +37,8 @@ struct Shape {
 
 Shape shape_for(const Device& device, const Logits& logits, int ranks);
 
-std::string built_for();                  // the architectures, as nvcc was told
-std::vector<std::string> devices();       // the devices that are there, a line each; throws if there is no driver
+std::string built_for();             // the architectures, as nvcc was told
+std::vector<std::string> devices();  // the devices that are there, a line each; throws if there is no driver
 
 }  // namespace cuda
 }  // namespace fastdecode

@@ -25,7 +25,8 @@ FD_BOTH int groups_per_block(int64_t limit, int ranks) { return (groups_of(limit
 // The shared memory of one block.
 FD_BOTH int64_t bytes_of_block(int64_t limit, int dtype, int ranks, bool resident) {
   Room room{nullptr, 0};
-  lay_out(room, groups_of(limit), resident ? int64_t(groups_per_block(limit, ranks)) * kGroupSize * bytes_of(dtype) : 0);
+  lay_out(room, groups_of(limit),
+          resident ? int64_t(groups_per_block(limit, ranks)) * kGroupSize * bytes_of(dtype) : 0);
   return room.used;
 }
 
@@ -46,9 +47,9 @@ FD_DEVICE void start(Row& row, const Logits& logits, int64_t r, const Launch& la
   slice.first = rank() * slice.per_block;
   slice.end = slice.first + slice.per_block < row.groups ? slice.first + slice.per_block : row.groups;
   slice.overflow = false;
+  sync_cluster();  // a block's memory may be written by others once it has started, and not before
 }
 
-// Runs the plan; answers the temperature of the draw.
 FD_DEVICE void run_plan(Row& row, const Cut* cuts, int count) {
   for (int i = 0; i + 1 < count; ++i) run(row, cuts[i]);
 }
@@ -103,7 +104,8 @@ FD_CALLED void write_row(const Row& row, const Output& out, float bottom, int64_
   float nothing[kEach];
 #pragma unroll
   for (int j = 0; j < kEach; ++j) nothing[j] = filter;
-  for (int g = row.groups + rank() * warps() + warp(); g < groups_of(out.vocab); g += ranks() * warps()) out.put(g, nothing);
+  for (int g = row.groups + rank() * warps() + warp(); g < groups_of(out.vocab); g += ranks() * warps())
+    out.put(g, nothing);
 }
 
 FD_DEVICE void truncate_row(const TruncateArgs& args, const Launch& launch) {
@@ -118,7 +120,8 @@ FD_DEVICE void truncate_row(const TruncateArgs& args, const Launch& launch) {
 
   const Status status = open(row, first_scale(cuts, args.plan.count, false));
   int64_t only = -1;
-  if (status == kNan) {  // x / T throughout, so that the NaN stays visible; each token is read by the thread that writes it
+  if (status ==
+      kNan) {  // x / T throughout, so that the NaN stays visible; each token is read by the thread that writes it
     for (int64_t i = rank() * threads() + thread(); i < logits.vocab; i += int64_t(ranks()) * threads())
       out.put(i, load_as_float(row.slice.row, logits.dtype, i) / t);
   } else {

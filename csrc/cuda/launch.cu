@@ -9,13 +9,13 @@
 namespace fastdecode {
 namespace cuda {
 
-__global__ void __launch_bounds__(kThreads, kBlocks) truncate_kernel(const __grid_constant__ TruncateArgs args,
-                                                               const __grid_constant__ Launch launch) {
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    truncate_kernel(const __grid_constant__ TruncateArgs args, const __grid_constant__ Launch launch) {
   truncate_row(args, launch);
 }
 
-__global__ void __launch_bounds__(kThreads, kBlocks) sample_kernel(const __grid_constant__ SampleArgs args,
-                                                             const __grid_constant__ Launch launch) {
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    sample_kernel(const __grid_constant__ SampleArgs args, const __grid_constant__ Launch launch) {
   sample_row(args, launch);
 }
 
@@ -24,8 +24,8 @@ namespace {
 void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
   cudaGetLastError();  // the next call starts afresh
-  throw std::runtime_error(std::string("fastdecode's CUDA engine could not ") + what + ": " + cudaGetErrorString(error) +
-                           " (" + cudaGetErrorName(error) + ")");
+  throw std::runtime_error(std::string("fastdecode's CUDA engine could not ") + what + ": " +
+                           cudaGetErrorString(error) + " (" + cudaGetErrorName(error) + ")");
 }
 
 int attribute(cudaDeviceAttr which, int device) {
@@ -81,10 +81,12 @@ void launch(void (*kernel)(Args, Launch), const Args& args, int64_t seed, int64_
   if (logits.rows == 0) return;
   if (logits.limit > kMaxVocab) throw std::runtime_error("fastdecode's CUDA engine takes rows of up to 1048576 tokens");
   const OnDevice on(where.device);
-  const Shape shape = shape_of(device_of(where.device), logits, where.ranks);
-  const int bytes = int(shape.bytes);
+  const Device& device = device_of(where.device);
+  const Shape shape = shape_of(device, logits, where.ranks);
   const void* const function = reinterpret_cast<const void*>(kernel);
-  check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "reserve shared memory");
+  // As much as there is, whatever this row takes: another thread may be about to launch a longer one.
+  check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(device.shared_bytes)),
+        "reserve shared memory");
   if (shape.ranks > 8)
     check(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "ask for a large cluster");
   cudaLaunchAttribute cluster;
@@ -93,7 +95,7 @@ void launch(void (*kernel)(Args, Launch), const Args& args, int64_t seed, int64_
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(unsigned(logits.rows * shape.ranks));
   config.blockDim = dim3(unsigned(shape.threads));
-  config.dynamicSmemBytes = size_t(bytes);
+  config.dynamicSmemBytes = size_t(shape.bytes);
   config.stream = static_cast<cudaStream_t>(where.stream);
   config.attrs = &cluster;
   config.numAttrs = shape.ranks > 1 ? 1 : 0;

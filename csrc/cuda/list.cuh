@@ -18,7 +18,7 @@ template <class Wanted>
 FD_DEVICE int64_t list_tokens(Row& row, float bound, Wanted wanted) {
   const Table& table = row.memory.table;
   row.listed = 0, row.list_lo = INFINITY, row.list_hi = -INFINITY;
-  auto mask_of = [&](int g, float(&x)[kEach]) {
+  auto mask_of = [&](int g, float (&x)[kEach]) {
     row.slice.load(g, x);
     uint32_t mine = 0;
 #pragma unroll
@@ -44,7 +44,10 @@ FD_DEVICE int64_t list_tokens(Row& row, float bound, Wanted wanted) {
   }
   int64_t all[1] = {first < end && end == row.groups ? v[0] : 0};
   row.team.over_block(Most(), all);
-  if (all[0] > kList) return all[0];
+  if (all[0] > kList) {
+    row.team.meet();  // before the next gather writes counts where a slower block still reads these
+    return all[0];
+  }
   for (int g = row.slice.first + warp(); g < row.slice.end; g += warps()) {
     if (!(table.max[g] >= bound)) continue;
     float x[kEach];
@@ -121,7 +124,8 @@ FD_DEVICE uint32_t kept_from(const Cut& cut, uint32_t at, double before) {
 }
 
 // 3. Where the kept keys begin. The walk stops at a key of `range`; `above` are the sums over larger keys that are not listed.
-FD_CALLED uint32_t search_list(Row& row, const Cut& cut, const Sums& whole, double need, const Sums& above, Range range) {
+FD_CALLED uint32_t search_list(Row& row, const Cut& cut, const Sums& whole, double need, const Sums& above,
+                               Range range) {
   const List& list = row.memory.list;
   double before = above.n;  // tokens with keys from range.high on
   while (range.high - range.low > 1) {
@@ -139,9 +143,10 @@ FD_CALLED uint32_t search_list(Row& row, const Cut& cut, const Sums& whole, doub
         not_over = ~key > not_over ? ~key : not_over;
     }
     under = most_in_warp(under), not_over = most_in_warp(not_over);
-    int64_t(*told)[kSlots] = row.team.mail->part[row.team.block_turn];
+    int64_t (*told)[kSlots] = row.team.mail->part[row.team.block_turn];
     if (lane() == 0)
-      told[warp()][0] = reached, told[warp()][1] = int64_t(part.n), told[warp()][2] = under, told[warp()][3] = ~not_over;
+      told[warp()][0] = reached, told[warp()][1] = int64_t(part.n), told[warp()][2] = under,
+      told[warp()][3] = ~not_over;
     sync_block();
     row.team.block_turn ^= 1;
     int w = warps() - 1;

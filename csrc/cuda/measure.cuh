@@ -46,7 +46,7 @@ FD_DEVICE void tell(Row& row, int g, double mass, double moment) {
 // Every block does it for itself.
 template <class Of>
 FD_DEVICE void sum_of_groups(Row& row, Of of, double* a, double* b) {
-  double(*chunk)[kMaxGroups / kLanes] = row.team.mail->chunk;
+  double (*chunk)[kMaxGroups / kLanes] = row.team.mail->chunk;
   const int chunks = (row.groups + kLanes - 1) / kLanes;
   for (int k = warp(); k < chunks; k += warps()) {
     const int g = k * kLanes + lane();
@@ -205,7 +205,8 @@ FD_CALLED void pass_of_spread(Row& row, float c, bool of_masses, double* n, doub
   row.masses_c = 0;
   row.team.over_cluster(Sum(), v);
   *n = double(v[0]);
-  sum_of_groups(row, [&](int g, double* sum, double* squares) { *sum = table.mass[g], *squares = table.moment[g]; }, a, b);
+  sum_of_groups(
+      row, [&](int g, double* sum, double* squares) { *sum = table.mass[g], *squares = table.moment[g]; }, a, b);
 }
 
 FD_DEVICE Spread spread_of(Row& row, float c, bool wants_sd, bool wants_p2) {

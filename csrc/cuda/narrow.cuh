@@ -1,7 +1,7 @@
 // What: a plan's cuts, run on a row: measure, search, narrow.
 // Contract: cut.h; a cut can only narrow the interval of logits [lo, hi], so ties stay or go together.
 // Idea: sums are kept from one cut to the next while they are valid; few survivors are summed on the list, without the cluster.
-//   A floor is a closed form; a prefix is searched; the most typical tokens lie between a lowest and a highest logit.
+//   A floor is a closed form; a prefix is searched; a prefix by typicality, too, ends at a lowest and a highest logit.
 // Who does what: everything by all threads of the cluster together, every branch is the same for a whole row.
 // Numbers: edges are logits of the row, compared exactly. Randomness: none. Cost: what the cuts of the plan ask for. Limits: none.
 #pragma once
@@ -52,7 +52,8 @@ FD_DEVICE double count(Row& row) {
 
 FD_DEVICE Cut first_tokens(double rank) {
   Cut cut{};
-  cut.kind = kPrefix, cut.measure = kCount, cut.need = float(rank), cut.keep = 1, cut.within = INFINITY, cut.temperature = 1;
+  cut.kind = kPrefix, cut.measure = kCount, cut.need = float(rank), cut.keep = 1, cut.within = INFINITY,
+  cut.temperature = 1;
   return cut;
 }
 
@@ -102,7 +103,7 @@ FD_CALLED void narrow_to_keys(Row& row, const Keys& keys, float c, uint32_t from
     for (int i = thread(); i < row.listed; i += threads()) look(row.memory.list.x[i]);
     row.team.over_block(Most(), v);
   } else {
-    row.each_group(row.bottom(), [&](int, const float(&x)[kEach]) {
+    row.each_group(row.bottom(), [&](int, const float (&x)[kEach]) {
 #pragma unroll
       for (int j = 0; j < kEach; ++j) look(x[j]);
     });

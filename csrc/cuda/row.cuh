@@ -25,9 +25,9 @@ struct Table {
 struct List {
   float* x;
   int32_t* id;
-  uint32_t* key;    // what a search orders by; 0: not part of it
-  float* w;         // its mass relative to the top,
-  float* y;         // 2^y
+  uint32_t* key;  // what a search orders by; 0: not part of it
+  float* w;       // its mass relative to the top,
+  float* y;       // 2^y
 };
 
 // For a search among many tokens; the list lies in the same memory.
@@ -96,14 +96,14 @@ struct Row {
   Memory memory;
   int groups;
 
-  float max, lowest;           // of the row, above -inf
-  float lo, hi, top;           // the survivors are the logits in [lo, hi], of which `top` is the largest
-  int64_t alive, n;            // tokens above -inf; survivors, -1: not counted yet
-  int listed;                  // tokens on the list: those in [list_lo, list_hi]
+  float max, lowest;  // of the row, above -inf
+  float lo, hi, top;  // the survivors are the logits in [lo, hi], of which `top` is the largest
+  int64_t alive, n;   // tokens above -inf; survivors, -1: not counted yet
+  int listed;         // tokens on the list: those in [list_lo, list_hi]
   float list_lo, list_hi;
-  Sums sums, whole;            // over the survivors, over the row;
-  float sums_c, whole_c;       // the scales they are at, 0: none
-  float masses_c;              // of the table's masses
+  Sums sums, whole;       // over the survivors, over the row;
+  float sums_c, whole_c;  // the scales they are at, 0: none
+  float masses_c;         // of the table's masses
 
   FD_MEMBER float bottom() const { return fmaxf(lo, kLowest); }
   FD_MEMBER bool open() const { return lo == -INFINITY && hi == INFINITY; }

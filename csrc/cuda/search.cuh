@@ -48,8 +48,8 @@ FD_DEVICE Binning bins_of(bool linear, uint32_t low, uint32_t high) {
 }
 
 // The bin of the bracket in which the walk seems to stop.
-FD_CALLED int guess(Row& row, const Cut& cut, const Sums& whole, double need, const Keys& keys, float c, const Binning& bin,
-                    uint32_t low, const Sums& above) {
+FD_CALLED int guess(Row& row, const Cut& cut, const Sums& whole, double need, const Keys& keys, float c,
+                    const Binning& bin, uint32_t low, const Sums& above) {
   row.listed = 0, row.list_lo = INFINITY, row.list_hi = -INFINITY;  // the bins lie there
   sync_block();
   uint32_t* const mine = row.memory.bins.mine;
@@ -60,7 +60,7 @@ FD_CALLED int guess(Row& row, const Cut& cut, const Sums& whole, double need, co
   const float unit = float(2147483648.0 / whole.mass);
   const float moment_unit = whole.moment < 0 ? float(2147483648.0 * kLn2 / -whole.moment) : 0.0f;
   const float bottom = row.bottom();
-  row.each_group(keys.by_logit ? fmaxf(bottom, float_of_key(low)) : bottom, [&](int, const float(&x)[kEach]) {
+  row.each_group(keys.by_logit ? fmaxf(bottom, float_of_key(low)) : bottom, [&](int, const float (&x)[kEach]) {
 #pragma unroll
     for (int j = 0; j < kEach; ++j) {
       const float y = row.scaled(x[j], c);
@@ -125,7 +125,8 @@ FD_CALLED Part pass_of_keys(Row& row, const Keys& keys, float c, uint32_t from, 
         w[j] = in ? exp2_of(y) : 0.0f;
         m[j] = w[j] * y;
         n += in;
-        if (in && key < below) highest = key > highest ? key : highest, not_lowest = ~key > not_lowest ? ~key : not_lowest;
+        if (in && key < below)
+          highest = key > highest ? key : highest, not_lowest = ~key > not_lowest ? ~key : not_lowest;
       }
       mass = sum_of_8(w), moment = sum_of_8(m);
     }

@@ -23,7 +23,8 @@ inline Shape shape_of(const Device& device, const Logits& logits, int ranks) {
       return logits.rows * n >= device.multiprocessors || groups_per_block(logits.limit, 2 * n) < 8;
     };
     ranks = 1;
-    while (2 * ranks <= device.most_ranks && !(bytes(ranks, true) <= device.shared_bytes / 2 && spread(ranks))) ranks *= 2;
+    while (2 * ranks <= device.most_ranks && !(bytes(ranks, true) <= device.shared_bytes / 2 && spread(ranks)))
+      ranks *= 2;
     if (bytes(ranks, true) > device.shared_bytes)
       for (ranks = 1; 2 * ranks <= device.most_ranks && !spread(ranks);) ranks *= 2;
   }

@@ -41,7 +41,8 @@ struct Slice {
   FD_MEMBER Raw fetch(int group) const {
     const int64_t start = int64_t(group) * kGroupSize + lane() * kEach;
     const char* const from = row + start * bytes();
-    if (reinterpret_cast<uintptr_t>(row) % 16 || int64_t(group + 1) * kGroupSize > limit) return fetch_oddly(*this, group);
+    if (reinterpret_cast<uintptr_t>(row) % 16 || int64_t(group + 1) * kGroupSize > limit)
+      return fetch_oddly(*this, group);
     Raw raw{};
     put(raw, 0, load_chunk(from));
     if (wide()) put(raw, 1, load_chunk(from + 16));
@@ -97,7 +98,9 @@ struct Slice {
   }
 
  private:
-  FD_MEMBER char* place(char* base, int local) const { return base + int64_t(local) * kGroupSize * bytes() + 16 * lane(); }
+  FD_MEMBER char* place(char* base, int local) const {
+    return base + int64_t(local) * kGroupSize * bytes() + 16 * lane();
+  }
 };
 
 // Drops the first `off` bytes. Register arrays take no index that is not a constant, hence in steps of 8, 4 and 2.
@@ -140,8 +143,9 @@ FD_CALLED Raw fetch_oddly(const Slice& slice, int group) {
     if (wide) {
       raw.w[j] = exists ? reinterpret_cast<const uint32_t*>(from)[j] : 0xff800000u;
     } else {
-      const uint32_t h =
-          exists ? reinterpret_cast<const uint16_t*>(from)[j] : slice.dtype == kFloat16 ? 0xfc00u : 0xff80u;
+      const uint32_t h = exists                    ? reinterpret_cast<const uint16_t*>(from)[j]
+                         : slice.dtype == kFloat16 ? 0xfc00u
+                                                   : 0xff80u;
       raw.w[j / 2] = j % 2 ? raw.w[j / 2] | h << 16 : h;
     }
   }

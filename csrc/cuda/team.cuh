@@ -53,7 +53,7 @@ struct Team {
 
   template <class Op, int n>
   FD_MEMBER void over_block(Op op, int64_t (&v)[n]) {
-    int64_t(*part)[kSlots] = leave_part(op, v);
+    int64_t (*part)[kSlots] = leave_part(op, v);
 #pragma unroll
     for (int i = 0; i < n; ++i) v[i] = part[0][i];
     for (int w = 1; w < warps(); ++w)
@@ -67,7 +67,7 @@ struct Team {
       table_in_use = false;
       return over_block(op, v);
     }
-    int64_t(*part)[kSlots] = leave_part(op, v);
+    int64_t (*part)[kSlots] = leave_part(op, v);
     for (int k = thread(); k < kSlots * ranks(); k += threads()) {
       const int i = k % kSlots;
       if (i >= n) continue;
@@ -76,7 +76,7 @@ struct Team {
       of_rank(&mail->box[cluster_turn][rank()][i], k / kSlots)[0] = mine;
     }
     meet();
-    int64_t(*box)[kSlots] = mail->box[cluster_turn];
+    int64_t (*box)[kSlots] = mail->box[cluster_turn];
     cluster_turn ^= 1;
 #pragma unroll
     for (int k = 0; k < n; ++k) v[k] = box[0][k];
@@ -108,7 +108,7 @@ struct Team {
         up[i] += lane() >= step ? other : 0;
       }
     }
-    int64_t(*part)[kSlots] = mail->part[block_turn];
+    int64_t (*part)[kSlots] = mail->part[block_turn];
     if (lane() == kLanes - 1)
 #pragma unroll
       for (int i = 0; i < n; ++i) part[warp()][i] = up[i];
@@ -123,10 +123,10 @@ struct Team {
 
  private:
   template <class Op, int n>
-  FD_MEMBER int64_t (*leave_part(Op op, int64_t (&v)[n]))[kSlots] {
+  FD_MEMBER int64_t (*leave_part(Op op, int64_t (&v)[n])) [kSlots] {
     static_assert(n <= kSlots, "");
     over_warp(op, v);
-    int64_t(*part)[kSlots] = mail->part[block_turn];
+    int64_t (*part)[kSlots] = mail->part[block_turn];
     if (lane() == 0)
 #pragma unroll
       for (int i = 0; i < n; ++i) part[warp()][i] = v[i];

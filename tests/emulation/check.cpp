@@ -40,7 +40,8 @@ Cut cut_of(int kind, int order, int measure, int stop, float need) {
 
 std::vector<std::vector<Cut>> plans() {
   const Cut draw = cut_of(kDraw, 0, 0, 0, INFINITY);
-  Cut cold = draw, floor = cut_of(kFloor, 0, 0, 0, INFINITY), spread = floor, within = cut_of(kPrefix, 0, kSurprisal, 1, 0.4f);
+  Cut cold = draw, floor = cut_of(kFloor, 0, 0, 0, INFINITY), spread = floor,
+      within = cut_of(kPrefix, 0, kSurprisal, 1, 0.4f);
   cold.temperature = 0, floor.offset = -3, floor.keep = 5, spread.w_sd = -1.5f, spread.w_p2 = 0.1f, spread.w_lse = 0.5f;
   within.within = 100;
   return {{draw},
@@ -102,7 +103,7 @@ int main() {
   int asked = 0;
   try {
     int turn = 0;  // through ranks, offsets and residence: all of them with each, though not each with all
-    for (const int64_t v : {1, 31, 257, 1000, 5000, 20011})
+    for (const int64_t v : {1, 31, 257, 1000, 5000, 9001})
       for (int kind = 0; kind < 5; ++kind)
         for (const auto& plan : plans()) {
           const int dtype = turn % 3;
@@ -111,7 +112,7 @@ int main() {
           const Answer want = ask(x, dtype, plan, 0, {0, nullptr, 1});
           for (const int ranks : {2, 4, 8, 16}) {
             ++turn;
-            if (v > 1000 && turn % 3) continue;
+            if (v > 300 && turn % 5) continue;
             const int offset = turn % 9, device = turn % 2;
             const Answer got = ask(x, dtype, plan, offset, {device, nullptr, ranks});
             ++asked;

@@ -37,8 +37,8 @@ extern Here here;
 
 enum Scope { kWarp, kBlock, kCluster };
 void wait(Scope scope, int line);
-uint64_t* slots(int line);          // a slot for each lane of the warp, after a barrier free to write again
-int votes(bool yes, int line);      // in the block
+uint64_t* slots(int line);      // a slot for each lane of the warp, after a barrier free to write again
+int votes(bool yes, int line);  // in the block
 void watch(char* gap, size_t bytes);
 [[noreturn]] void stop(const char* why);
 
@@ -79,7 +79,8 @@ template <class T>
 T* of_rank(T* place, int r) {
   const emulated::Here& here = emulated::here;
   char* const at = reinterpret_cast<char*>(const_cast<typename std::remove_const<T>::type*>(place));
-  if (at < here.shared || at >= here.shared + here.shared_bytes) emulated::stop("of_rank of what is not in shared memory");
+  if (at < here.shared || at >= here.shared + here.shared_bytes)
+    emulated::stop("of_rank of what is not in shared memory");
   if (r < 0 || r >= here.ranks) emulated::stop("of_rank of a block that is not in the cluster");
   return reinterpret_cast<T*>(here.blocks[r] + (at - here.shared));
 }
@@ -138,12 +139,14 @@ struct alignas(16) Chunk {
 };
 
 inline Chunk load_chunk(const void* aligned) {
-  if (reinterpret_cast<uintptr_t>(aligned) % 16) emulated::stop("a load of 16 bytes from an address that is not aligned");
+  if (reinterpret_cast<uintptr_t>(aligned) % 16)
+    emulated::stop("a load of 16 bytes from an address that is not aligned");
   return *static_cast<const Chunk*>(aligned);
 }
 
 inline void store_chunk(void* aligned, Chunk c) {
-  if (reinterpret_cast<uintptr_t>(aligned) % 16) emulated::stop("a store of 16 bytes to an address that is not aligned");
+  if (reinterpret_cast<uintptr_t>(aligned) % 16)
+    emulated::stop("a store of 16 bytes to an address that is not aligned");
   *static_cast<Chunk*>(aligned) = c;
 }
 

@@ -102,7 +102,8 @@ struct Context {
 
 class Stack {
  public:
-  Stack() : base_(static_cast<char*>(mmap(nullptr, kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0))) {
+  Stack()
+      : base_(static_cast<char*>(mmap(nullptr, kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0))) {
     if (base_ == MAP_FAILED) throw std::runtime_error("no memory for the stack of an emulated thread");
   }
   ~Stack() { munmap(base_, kStack); }
