@@ -108,7 +108,8 @@ struct Row {
   FD_MEMBER float bottom() const { return fmaxf(lo, kLowest); }
   FD_MEMBER bool open() const { return lo == -INFINITY && hi == INFINITY; }
   FD_MEMBER bool list_covers() const { return list_lo <= bottom() && fminf(hi, max) <= list_hi; }
-  FD_MEMBER float scaled(float x, float c) const { return fmaxf((x - top) * c, kLeast); }
+  // Finite, so that a weight of 0 times it is 0; not cut off where weights end, because a typicality tells keys apart below.
+  FD_MEMBER float scaled(float x, float c) const { return fmaxf((x - top) * c, kLowest); }
 
   // Calls look(g, x) for each of this warp's groups that may hold a logit at or above `bound`.
   template <class Look>
