@@ -1,4 +1,7 @@
-"""The goals for the CPU, and whether the results reach them. V = 128256, float32, real rows (stand-ins), one thread, B = 1."""
+"""The goals for the CPU, and whether the results reach them. V = 128256, float32, real rows (stand-ins), one thread, B = 1.
+
+A token is held against one read of the row. A mask has to be written as well, so it is held against one copy of it.
+"""
 
 from __future__ import annotations
 
@@ -45,6 +48,15 @@ def goals(results: Results) -> Iterator[Goal]:
         yield Goal(f"{rule}, T=2: time / one read", 12, True, field("ratio_to_read", rule=rule, T=2.0))
         slowest = field("slowest_row_ratio_to_read", rule=rule, T=2.0)
         yield Goal(f"{rule}, T=2: slowest row / one read", 40, True, slowest)
+    masks = [r for r in SEARCHING if r != "none"]  # a mask of every finite logit is a copy
+    for rule, bound in (("min_p .05", 1.5), ("top_k 50", 2.0), *((rule, 6.5) for rule in masks)):
+        yield Goal(f"{rule}, T=1, mask: time / one copy", bound, True, field("ratio_to_copy", rule=rule, what="mask"))
+    for rule in masks:
+        yield Goal(
+            f"{rule}, T=2, mask: time / one copy", 12, True, field("ratio_to_copy", rule=rule, T=2.0, what="mask")
+        )
+        slowest = field("slowest_row_ratio_to_copy", rule=rule, T=2.0, what="mask")
+        yield Goal(f"{rule}, T=2, mask: slowest row / one copy", 40, True, slowest)
     for rule, bound in OVER_HF.items():
         record = results.one(rule=rule) or {"peers_over_engine": {}, "peers_over_call": {}}
         call = record["peers_over_call"].get("hf")

@@ -24,7 +24,6 @@ from .timing import Candidate, Timing, measure
 from .verify import Verified, verify
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-CEILINGS = ("one read", "exp pass")
 
 
 def measure_group(group: grid.Group) -> Iterator[dict]:
@@ -62,6 +61,7 @@ def _candidates(group: grid.Group, case: plans.RuleCase, what: str, threads: int
     if what == "token":
         found.append(Candidate("fd.sample", ours.sample(plan)))
     else:
+        found.append(Candidate("one copy", ours.copy_once))
         found += [Candidate("fd.truncate", ours.truncate(plan)), Candidate("fd.truncate out=", ours.truncate_out(plan))]
     return found + peers.candidates(case, what, group.temperature, group.peer_rows, group.peers)
 
@@ -91,12 +91,15 @@ def _record(
     user = timings["fd.sample" if what == "token" else "fd.truncate"]
     others = [name for name in timings if name in peers.NAMES]
     compared = [name for name in ("engine, 1 thread", "engine, float32") if name in timings]
+    copy = timings["one copy"].median if what == "mask" else None
     return {
         "what": what, "rule": case.name, "rows": group.rows, "V": group.vocab, "B": batch, "dtype": group.dtype,
         "T": group.temperature, "threads": threads,
         "median_us": own["median"], "p10_us": own["p10"], "p90_us": own["p90"], "slowest_row_us": own["slowest_row"],
         "ratio_to_read": round(engine.median / read, 3),
         "ratio_to_exp_pass": round(engine.median / timings["exp pass"].median, 3),
+        "ratio_to_copy": None if copy is None else round(engine.median / copy, 3),
+        "slowest_row_ratio_to_copy": None if copy is None or own["slowest_row"] is None else round(own["slowest_row"] / copy, 3),
         "slowest_row_ratio_to_read": None if own["slowest_row"] is None else round(own["slowest_row"] / read, 3),
         "peers_over_engine": {name: round(ratio(timings[name], engine), 3) for name in others + compared},
         "peers_over_call": {name: round(ratio(timings[name], user), 3) for name in others},

@@ -93,6 +93,13 @@ FD_FN bool wants_sums(const Cut& cut) {
                                   : cut.w_lse != 0 || cut.w_p2 != 0 || cut.offset_h < INFINITY;
 }
 
+// Does what a prefix adds up have to do with the moment?
+FD_FN bool measures_moment(const Cut& cut) { return int(cut.measure) == kSurprisal || int(cut.measure) == kEntropy; }
+
+FD_FN bool wants_moment(const Cut& cut) {
+  return int(cut.kind) == kPrefix ? measures_moment(cut) || int(cut.order) == kByTypicality : cut.offset_h < INFINITY;
+}
+
 // The smallest d that a floor keeps; never above 0, so the maximum always stays.
 FD_FN double floor_of(const Cut& cut, const Whole& whole) {
   double edge = double(cut.offset);

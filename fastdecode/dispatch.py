@@ -1,8 +1,9 @@
 """Which engine runs a call: the only place that decides, and the only reader of environment variables.
 
-FASTDECODE_BACKEND=reference|cpu|cuda       use this engine, or fail; unset: the fastest one that can run on the logits' device
+FASTDECODE_BACKEND=reference|cpu|cuda|triton  use this engine, or fail; unset: the fastest one that can run on the logits' device
 FASTDECODE_CPU=baseline|avx2|avx512    the instruction set of the cpu engine; unset: the best one this machine has
 FASTDECODE_REQUIRE=cpu,...             engines that the tests must find here: a missing one fails instead of being skipped
+TRITON_INTERPRET=1                     Triton's own: the triton engine then runs on CPU tensors, slowly
 """
 
 from __future__ import annotations
@@ -48,8 +49,22 @@ try:
 except ImportError as error:
     MISSING["cuda"] = str(error)
 
-# The engines that can run on a device type, the fastest first.
-PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "reference")}
+# The engines that can run on a device type, the fastest first. What comes after the reference runs only if asked for.
+PREFERENCE: dict[str, tuple[str, ...]] = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+
+# Imported only where it can run: it takes as long as the rest of the package.
+_interpreting = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
+if not _interpreting and not torch.cuda.device_count():
+    MISSING["triton"] = "torch sees no GPU here (TRITON_INTERPRET=1 runs it on the CPU, slowly, for tests)"
+else:
+    try:
+        from . import triton_engine
+
+        ENGINES["triton"] = triton_engine
+        if _interpreting:
+            PREFERENCE["cpu"] += ("triton",)
+    except ImportError as error:
+        MISSING["triton"] = f"Triton is not there ({error}); it comes with torch for Linux, or: pip install triton"
 
 _forced: str | None = os.environ.get("FASTDECODE_BACKEND") or None
 

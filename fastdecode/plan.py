@@ -78,8 +78,13 @@ def _common_rows(rules: tuple[Rule, ...], cuts: tuple[Cut, ...]) -> int | None:
 
 
 def _pack(cuts: tuple[Cut, ...], rows: int) -> torch.Tensor:
-    packed = torch.empty(rows, len(cuts), len(FIELDS), dtype=torch.float32)
-    for i, cut in enumerate(cuts):
-        for j, name in enumerate(FIELDS):
-            packed[:, i, j] = getattr(cut, name)  # a number fills the column; a [B] tensor of any device is copied in
+    """On the device of the per-row tensors, if there are any: reading them back would wait for a GPU."""
+    columns = [[getattr(cut, name) for name in FIELDS] for cut in cuts]
+    numbers = [[0.0 if isinstance(value, torch.Tensor) else float(value) for value in cut] for cut in columns]
+    packed = torch.tensor(numbers, dtype=torch.float32).repeat(rows, 1, 1)
+    tensors = [(i, j, v) for i, cut in enumerate(columns) for j, v in enumerate(cut) if isinstance(v, torch.Tensor)]
+    if tensors:
+        packed = packed.to(tensors[0][2].device)
+    for i, j, values in tensors:
+        packed[:, i, j] = values
     return packed

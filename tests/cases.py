@@ -119,6 +119,7 @@ HOSTILE = (
     Input("lowest float", lambda: with_holes(normal(3, 1000, 3.0, 15), 500, 16, hole=torch.finfo(torch.float32).min)),
     Input("all at the lowest float", lambda: torch.full((2, 1000), torch.finfo(torch.float32).min)),
     Input("both ends of float", lambda: _both_ends(normal(2, 1000, 1.0, 26))),
+    Input("90 nats apart", lambda: torch.arange(1000.0).sub(1).clamp(min=0) * torch.tensor([[-90.0], [-40.0]])),
     Input("one survivor", lambda: _set(torch.full((3, 1000), -INF), (0, 0, 5.0), (1, 600, -3e4), (2, 999, 0.0))),
     Input(
         "nan",

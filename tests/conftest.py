@@ -10,15 +10,25 @@ Where there is no GPU, the source of the CUDA engine runs all the same, by emula
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import emulated
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported: then its engine runs on the CPU
+
+import emulated
+from interpreted import quicken, share_of, shown
+
 from fastdecode import dispatch
 from fastdecode.record import Draw, Wanted
+
+INTERPRETED = "triton" in dispatch.PREFERENCE["cpu"]
+if INTERPRETED:
+    quicken()
 
 
 class EngineUnderTest(NamedTuple):
@@ -29,9 +39,19 @@ class EngineUnderTest(NamedTuple):
         return f"{self.name}-{self.target}" if self.target else self.name
 
     @property
+    def sees_all(self) -> bool:
+        """False in Triton's interpreter: see interpreted.py."""
+        return not (INTERPRETED and self.name == "triton")
+
+    def few(self, things: Sequence, n: int, key: str = "") -> Sequence:
+        """All of them; `n` for an engine that does not see all, others for another key."""
+        return things if self.sees_all else share_of(things, n, key)
+
+    @property
     def device(self) -> str | None:
         """Where its logits lie, if not on the CPU."""
-        return self.name if self.name in dispatch.PREFERENCE and self.name != "cpu" and self.target is None else None
+        on_gpu = self.name in dispatch.PREFERENCE["cuda"] and torch.cuda.is_available()
+        return "cuda" if on_gpu and self.target is None else None
 
 
 # Emulation is slow, so it runs the suite on clusters of this many blocks only, and test_cuda.py shows that all others answer bit for
@@ -59,6 +79,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     kept, left_out, seen = [], [], dict.fromkeys(EMULATED_EVERY, 0)
     for item in items:
+        if INTERPRETED and not shown(item):
+            left_out.append(item)
+            continue
         callspec = getattr(item, "callspec", None)
         engine = callspec.params.get("engine") if callspec else None
         if (
@@ -174,3 +197,32 @@ def threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+# ---- what the tests of fastdecode.hf share ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Threads waiting for each other take most of the time of a tiny model on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def models():
+    import loops
+
+    return {kind: loops.made(kind) for kind in loops.MODELS}
+
+
+@pytest.fixture
+def llama(models):
+    return models["llama"]
+
+
+@pytest.fixture
+def prompts():
+    return torch.tensor([[5, 9, 77, 130], [8, 2, 250, 4], [61, 61, 3, 299]])

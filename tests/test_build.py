@@ -169,7 +169,7 @@ def shipped(tmp_path_factory) -> Path:
 
 def test_the_source_distribution_holds_what_a_build_and_the_tests_need(shipped):
     tracked = ["LICENSE", "Makefile", ".ci/run", "tests/data/smollm2_logits.safetensors"]
-    for folder, pattern in (("csrc", "**/*"), ("tests", "*.py"), ("fastdecode", "*.py")):
+    for folder, pattern in (("csrc", "**/*"), ("tests", "*.py"), ("fastdecode", "**/*.py"), ("examples", "*.py")):
         tracked += [str(path.relative_to(ROOT)) for path in ROOT.glob(f"{folder}/{pattern}") if path.is_file()]
     assert [name for name in tracked if not (shipped / "tree" / name).is_file()] == []
     assert not list((shipped / "tree" / "fastdecode").glob("*.so"))
@@ -184,7 +184,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(shipped):
     assert len(extension) == 1
     assert inside - extension == {
         "fastdecode/py.typed",
-        *(f"fastdecode/{path.name}" for kind in ("py", "pyi") for path in ROOT.glob(f"fastdecode/*.{kind}")),
+        *(str(path.relative_to(ROOT)) for kind in ("py", "pyi") for path in ROOT.glob(f"fastdecode/**/*.{kind}")),
     }
     assert all(name in inside or ".dist-info/" in name for name in names)
     assert any(name.endswith("/LICENSE") for name in names)

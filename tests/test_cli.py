@@ -218,8 +218,8 @@ def test_compare_shows_three_samplers_side_by_side(tiny, capsys):
 
 def test_generate_is_sampled_by_the_engine(tiny, monkeypatch, capsys):
     """The tokens are those of `fastdecode.sample` at (seed, step, row): nothing between it and the text draws again."""
-    drawn, sample = [], fd.hf.sample
-    monkeypatch.setattr(fd.hf, "sample", lambda *a, **k: drawn.append(sample(*a, **k)) or drawn[-1])
+    drawn, sample = [], fd.hf.warpers.sample
+    monkeypatch.setattr(fd.hf.warpers, "sample", lambda *a, **k: drawn.append(sample(*a, **k)) or drawn[-1])
     loaded = demo.load(tiny, None)
     stories = []
     recorder = demo._Recorder.__init__

@@ -1,154 +1,131 @@
-// What: for prefixes that keep many tokens: a guess from a sample of the row of two keys with the edge between them, and one
-//   pass that adds up the tokens above them and gathers the tokens between them.
-// Contract: the guess may be wrong; whoever uses it looks at the exact sums of the pass and falls back if the edge is not
-//   there. The answer never depends on the guess.
-// Idea: 1. the largest tokens, which are at hand, count for themselves; of the others one stretch of 16 tokens of each or every
-//   other group, its place moving from group to group, stands for all; 2. the edge of the same prefix among those, and the edges if
-//   the sums were four standard deviations larger or smaller; 3. the pass.
-// Who does what: one thread. Numbers: as in kernels.inl. Randomness: none, the places are fixed.
-// Cost: the sample a tenth of a pass; the pass as much as row_sums. Limits: none.
+// What: one pass over a row that keeps many tokens: it adds up all survivors and those above a guessed edge, and gathers the few
+//   that are near it.
+// Contract: the guess may be wrong; whoever uses it looks at the exact sums and falls back if the edge is not there. The
+//   answer never depends on the guess.
+// Idea: a guess gives two intervals of logits, of which the inner one is kept for certain and the outer one not passed.
+// Who does what: one thread. Numbers: as in kernels.inl. Randomness: none.
+// Cost: a third more than row_sums. Limits: none.
 
-#include "search.inl"
+#include "guess.inl"
 
 namespace fastdecode {
 namespace FD_TARGET {
 
-// What tokens are ordered by, at a scale: their logit, or how near they are to the centre of a typicality order.
-struct Keys {
-  bool by_logit;
-  float centre;  // the mean of y under p
-  FD_FN V of(const Keys& keys, V x, V y) {
-    if (keys.by_logit) return x;
-    const V distance = y - keys.centre;
-    return -max_of(distance, -distance);
-  }
-};
-
-constexpr int kStretch = 16;  // tokens of a group in the sample
-
-// 1. Turns the n gathered tokens, all those at or above `bound`, into keys, and adds the sample of those below it: keys, weights
-//    and y in x, w and y of the workspace. A weight is a token's mass, or 1 if `by_count`.
-static int64_t take_sample(const Row& row, const Workspace& ws, int64_t n, float bound, float max, float c,
-                           Interval interval, Keys keys, bool by_count) {
-  alignas(64) float buffer[kGroupSize];
-  for (int64_t i = 0; i < n; i += kLanes) {
-    store(ws.x + i, Keys::of(keys, load(ws.x + i), load(ws.y + i)));
-    if (by_count) store(ws.w + i, all(1.0f));
-  }
-  const float bottom = interval.bottom();
-  for (int64_t g = 0; g < row.groups(); g += row.groups() < 256 ? 1 : 2) {
-    if (!(ws.group_max[g] >= bottom)) continue;
-    const float* x = row.group(g, -INFINITY, buffer) + (g * 5 / 2 % (kGroupSize / kStretch)) * kStretch;
-    for (int i = 0; i < kStretch; i += kLanes) {
-      const V v = load(x + i), y = scaled(v, all(max), all(c));
-      const uint32_t bits = bits_of(both(Interval::has(v, bottom, interval.hi), less(v, all(bound))));
-      if (!bits) continue;
-      pack(Keys::of(keys, v, y), bits, ws.x + n), pack(y, bits, ws.y + n);
-      pack(by_count ? all(1.0f) : exp2_of(y), bits, ws.w + n);
-      n += __builtin_popcount(bits);
-    }
-  }
-  return n;
+// Floats in their order, as integers, and back.
+static int64_t rank_of(float x) {
+  const int32_t bits = int32_t(bits_of_float(x));
+  return bits ^ ((bits >> 31) & 0x7fffffff);
+}
+static float float_at(int64_t rank) {
+  const int32_t bits = int32_t(rank);
+  return float_of_bits(uint32_t(bits ^ ((bits >> 31) & 0x7fffffff)));
 }
 
-struct Bracket {
-  float above, below;  // the edge is guessed to lie at a key in [below, above]
-};
-
-// 2. The first `exact` of n keys stand for themselves, the others for all the rest, whose mass is known.
-static Bracket guess(Cut cut, Sums whole, const Workspace& ws, int64_t exact, int64_t n) {
-  double rest = whole.mass;
-  if (int(cut.measure) == kCount) cut.measure = kMass, rest = whole.n, whole = {whole.n, 1, 0};
-  cut.keep = 1;
-  for (int64_t i = 0; i < exact; ++i) rest -= double(ws.w[i]);
-  const int64_t end = (n + kLanes - 1) / kLanes * kLanes, start = exact / kLanes * kLanes;
-  for (int64_t i = n; i < end; ++i) ws.x[i] = -INFINITY, ws.w[i] = 0;
-  D sums{};
-  for (int64_t i = start; i < end; i += kLanes) sums += pairs_of(load(ws.w + i));
-  double sampled = sum_of_lanes(sums);
-  for (int64_t i = start; i < exact; ++i) sampled -= double(ws.w[i]);
-  const float each = sampled > 0 ? float(rest / sampled) : 1.0f;
-  for (int64_t i = exact; i < n; ++i) ws.w[i] *= each;
-  auto edge_from = [&](const Sums& before) {
-    memcpy(ws.key, ws.x, size_t(n) * 4), memcpy(ws.key_w, ws.w, size_t(n) * 4), memcpy(ws.key_y, ws.y, size_t(n) * 4);
-    const Edge edge = search(cut, whole, ws, n, before);
-    return edge.stopped ? edge.key : kLowest;
+// All logits whose keys are at least `edge`; nothing if it is hard to say.
+static Interval logits_of(const Keys& keys, float edge) {
+  if (keys.by_logit) return {edge, INFINITY};
+  auto inside = [&](float x) { return Keys::of(keys, all(x))[0] >= edge; };
+  const float centre = keys.base + keys.centre / keys.c;
+  if (!inside(centre)) return {INFINITY, -INFINITY};
+  // Keys rise up to the centre and fall behind it: bisection over the floats, in their order as integers.
+  auto last_from = [&](float from, float to) {  // the farthest float inside, on the way to one
+    if (inside(to)) return to;
+    int64_t in = rank_of(from), out = rank_of(to);
+    while (in - out > 1 || out - in > 1) {
+      const int64_t middle = in + (out - in) / 2;
+      (inside(float_at(middle)) ? in : out) = middle;
+    }
+    return float_at(in);
   };
-  const float middle = edge_from({});
-  float weight = 0, y = 0;                                      // what is at the edge
-  V above = all(0.0f), above2 = all(0.0f), below2 = all(0.0f);  // sums of the sample on each side; rough ones will do
-  for (int64_t i = start; i < end; i += kLanes) {
-    const V w = load(ws.w + i), key = load(ws.x + i), up = zero_unless(at_least(key, all(middle)), w), down = w - up;
-    above += up, above2 += up * up, below2 += down * down;
-    for (uint32_t at = bits_of(both(at_least(key, all(middle)), at_least(all(middle), key))); at; at = 0)
-      weight = ws.w[i + __builtin_ctz(at)], y = ws.y[i + __builtin_ctz(at)];
-  }
-  auto sum = [](V x) { return sum_of_lanes(pairs_of(x)); };
-  const double share =
-      rest > 0 ? fmin(sum(above) / rest, 1.0) : 0;  // the sum above errs by what is on either side of the edge
-  const double margin = 4 * sqrt((1 - share) * (1 - share) * sum(above2) + share * share * sum(below2)) + 8.0 * weight;
-  Bracket bracket{edge_from({0, margin, margin * y * kLn2}), kLowest};
-  // More than the row holds may be asked for: then with less certainty, rather than the whole rest of the row.
-  for (double less = margin; bracket.below == kLowest && less > margin / 32; less /= 2)
-    bracket.below = edge_from({0, -less, -less * y * kLn2});
-  return bracket;
+  const float top = last_from(centre, keys.base);
+  return {last_from(centre, kLowest), top == keys.base ? INFINITY : top};  // the base is the largest of all
 }
 
 struct Split {
-  Sums above;
-  float lowest = INFINITY, highest = -INFINITY;  // logits of the tokens above, if they are not ordered by logit
-  int64_t between = 0;                           // tokens gathered
+  Sums whole, above;
+  float highest = -INFINITY;  // the largest logit above
+  int64_t between = 0;        // tokens gathered
 };
 
-// 3. Adds up the survivors whose keys lie above the bracket, in total and by group, and gathers those inside it.
-template <bool kByLogit>
-static Split split(const Row& row, const Workspace& ws, float max, float c, Interval interval, Keys keys,
-                   Bracket bracket) {
-  const float bottom = kByLogit && bracket.below > interval.bottom() ? bracket.below : interval.bottom();
-  const V max_v = all(max), c_v = all(c);
+// Adds up the survivors, and those above the bracket also by group, and gathers the logits of those inside it: those of group
+// g from run_start[g] on. With kWhole, the moment of the survivors; with kAbove, of those above.
+template <bool kWhole, bool kAbove>
+static Split split(const Row& row, const Workspace& ws, float base, float c, Interval interval, Bracket bracket) {
+  const V base_v = all(base), c_v = all(c), least = all(least_drop(c));
+  const Interval wide{fmaxf(bracket.wide.bottom(), interval.lo), fminf(bracket.wide.hi, interval.hi)};
+  const Interval inner{fmaxf(bracket.above.lo, wide.lo), fminf(bracket.above.hi, wide.hi)};
+  const V low = all(wide.lo), high = all(wide.hi), inner_low = all(inner.lo), inner_high = all(inner.hi);
+  const float bottom = interval.bottom();
   Split found;
-  D masses{}, moments{};
-  V minus_lowest = all(-INFINITY), highest = all(-INFINITY);
-  int64_t count = 0;
-  keys.by_logit = kByLogit;
+  D masses{}, moments{}, inner_masses{}, inner_moments{};
+  int64_t count = 0, inner_count = 0;
+  V highest = all(-INFINITY);
   row.each(-INFINITY, [&](int64_t g, auto x) FD_INLINE {
     ws.group_mass[g] = 0;
+    ws.run_start[g] = int32_t(found.between);
     if (!(ws.group_max[g] >= bottom)) return;
-    D group_mass{};
-    for (int chunk = 0; chunk < kGroupSize; chunk += kChunk) {
-      V mass = all(0.0f), moment = all(0.0f);
-      for (int i = chunk; i < chunk + kChunk; i += kStep * kLanes) {
-        V v[kStep], y[kStep], w[kStep];
-        for (int k = 0; k < kStep; ++k) v[k] = x[i + k * kLanes];
-        for (int k = 0; k < kStep; ++k) y[k] = scaled(v[k], max_v, c_v);
-        exp2_of<kStep>(y, w);
-        for (int k = 0; k < kStep; ++k) {
-          const V key = Keys::of(keys, v[k], y[k]);
-          const M in = Interval::has(v[k], bottom, interval.hi), above = both(in, less(all(bracket.above), key));
-          const uint32_t between = bits_of(both(first_only(in, above), at_least(key, all(bracket.below))));
-          count += __builtin_popcount(bits_of(above));
-          w[k] = zero_unless(above, w[k]);
-          mass += w[k];
-          moment += w[k] * y[k];
-          if (!kByLogit) {
-            minus_lowest = max_of(minus_lowest, choose(above, -v[k], all(-INFINITY)));
-            highest = max_of(highest, choose(above, v[k], all(-INFINITY)));
+    D inner_mass{};
+    // Most groups have nothing to cut off at the upper side, and with all tokens alive nothing to leave out.
+    auto add_up = [&](auto one_sided, auto open) FD_INLINE {
+      constexpr bool kOneSided = decltype(one_sided)::value, kOpen = decltype(open)::value;
+      for (int chunk = 0; chunk < kGroupSize; chunk += kChunk) {
+        V mass = all(0.0f), moment = all(0.0f), mass_in = all(0.0f), moment_in = all(0.0f);
+        for (int i = chunk; i < chunk + kChunk; i += kStep * kLanes) {
+          V v[kStep], d[kStep], w[kStep];
+          for (int k = 0; k < kStep; ++k) v[k] = held(x[i + k * kLanes]);
+          for (int k = 0; k < kStep; ++k) d[k] = max_of(v[k] - base_v, least);
+          exp2_of<kStep>(d, c_v, w);
+          for (int k = 0; k < kStep; ++k) {
+            M in = at_least(v[k], low), in_inner = at_least(v[k], inner_low);
+            if (!kOneSided) {
+              in = both(in, at_least(high, v[k])), in_inner = both(in_inner, at_least(inner_high, v[k]));
+              highest = max_of(highest, choose(in_inner, v[k], all(-INFINITY)));
+            }
+            if (!kOpen) {
+              const M alive = Interval::has(v[k], bottom, interval.hi);
+              count += __builtin_popcount(bits_of(alive));
+              w[k] = zero_unless(alive, w[k]);
+            }
+            const V part = zero_unless(in_inner, w[k]);
+            inner_count += __builtin_popcount(bits_of(in_inner));
+            mass += w[k], mass_in += part;
+            if (kWhole) moment += w[k] * d[k];
+            if (kAbove) moment_in += part * d[k];
+            found.between += pack_few(v[k], bits_of(first_only(in, in_inner)), ws.x + found.between);
           }
-          // Nearly every vector holds one or none: where packing is two instructions, a branch would cost more.
-          if (kLanes == 16 || between)
-            found.between =
-                append(ws, v[k], count_from(int32_t(g * kGroupSize + i + k * kLanes)), between, found.between);
         }
+        masses += pairs_of(mass), inner_mass += pairs_of(mass_in);
+        if (kWhole) moments += pairs_of(moment);
+        if (kAbove) inner_moments += pairs_of(moment_in);
       }
-      group_mass += pairs_of(mass);
-      moments += pairs_of(moment);
+    };
+    const std::true_type yes;
+    const std::false_type no;
+    if (!interval.open()) {
+      add_up(no, no);
+    } else if (ws.group_max[g] > inner.hi) {
+      add_up(no, yes);
+    } else {
+      add_up(yes, yes);
+      if (ws.group_max[g] >= inner.lo) highest = max_of(highest, all(ws.group_max[g]));
     }
-    ws.group_mass[g] = sum_of_lanes(group_mass);
-    masses += group_mass;
+    ws.group_mass[g] = sum_of_lanes(inner_mass);
+    inner_masses += inner_mass;
   });
-  found.above = {double(count), sum_of_lanes(masses), sum_of_lanes(moments) * kLn2};
-  found.lowest = -largest_lane(minus_lowest), found.highest = largest_lane(highest);
+  ws.run_start[row.groups()] = int32_t(found.between);
+  const double unit = double(c) * kLn2;
+  found.whole = {double(count), sum_of_lanes(masses), kWhole ? sum_of_lanes(moments) * unit : double(NAN)};
+  found.above = {double(inner_count), sum_of_lanes(inner_masses),
+                 kAbove ? sum_of_lanes(inner_moments) * unit : double(NAN)};
+  found.highest = largest_lane(highest);
   return found;
+}
+
+static Split split_for(const Cut& cut, const Row& row, const Workspace& ws, float base, float c, Interval interval,
+                       Bracket bracket) {
+  if (measures_moment(cut)) return split<true, true>(row, ws, base, c, interval, bracket);
+  if (wants_moment(cut)) return split<true, false>(row, ws, base, c, interval, bracket);
+  return split<false, false>(row, ws, base, c, interval, bracket);
 }
 
 }  // namespace FD_TARGET

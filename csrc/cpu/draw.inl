@@ -84,12 +84,16 @@ class Drawer {
 
   int64_t winning_group(const Coordinates& at) const {
     exponentials(at, 0, runs_, ws_.group_noise);
+    return best_of(ws_.group_mass, ws_.group_noise, runs_);
+  }
+
+  // The first of the largest mass / noise; the noise is overwritten. No mass, no win: the largest is above 0.
+  template <class T>
+  static int64_t best_of(const T* mass, double* noise, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) noise[i] = double(mass[i]) / noise[i];
     int64_t best = 0;
-    double best_score = -1;
-    for (int64_t g = 0; g < runs_; ++g) {
-      const double score = ws_.group_mass[g] > 0 ? ws_.group_mass[g] / ws_.group_noise[g] : -1;
-      if (score > best_score) best_score = score, best = g;
-    }
+    for (int64_t i = 1; i < n; ++i)
+      if (noise[i] > noise[best]) best = i;
     return best;
   }
 
@@ -114,17 +118,13 @@ class Drawer {
     alignas(64) float buffer[kGroupSize], w[kGroupSize];
     double noise[kGroupSize + 63];
     const float* x = row_.group(group, -INFINITY, buffer);
-    for (int i = 0; i < kGroupSize; i += kLanes)
-      store(w + i, exp2_of(scaled(load(x + i), all(scale_.base), all(scale_.c))));
-    exponentials(at, group * kGroupSize, kGroupSize, noise);
     const float bottom = interval_.bottom();
-    int best = 0;
-    double best_score = -1;
-    for (int i = 0; i < kGroupSize; ++i) {
-      const double score = x[i] >= bottom && x[i] <= interval_.hi ? double(w[i]) / noise[i] : -1;
-      if (score > best_score) best_score = score, best = i;
+    for (int i = 0; i < kGroupSize; i += kLanes) {
+      const V v = load(x + i), d = max_of(v - scale_.base, all(least_drop(scale_.c)));
+      store(w + i, zero_unless(Interval::has(v, bottom, interval_.hi), exp2_of(d, all(scale_.c))));
     }
-    return group * kGroupSize + best;
+    exponentials(at, group * kGroupSize, kGroupSize, noise);
+    return group * kGroupSize + best_of(w, noise, kGroupSize);
   }
 
   const bool gathered_;

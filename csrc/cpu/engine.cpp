@@ -4,6 +4,7 @@
 #include <pthread.h>
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdlib>
 #include <mutex>
@@ -110,38 +111,68 @@ struct Job {
   }
 };
 
-// Threads that wait for a job. One job at a time: a second caller does its rows alone.
+// How long a thread looks out for the next job, or a caller for the last row, before it sleeps: waking one takes as long as
+// several rows do, and a loop that samples again soon finds its helpers awake.
+constexpr auto kLookout = std::chrono::microseconds(50);
+
+// Busily waits until `done()`; false if that takes too long.
+template <class Done>
+bool spin_until(Done done) {
+  const auto end = std::chrono::steady_clock::now() + kLookout;
+  do {
+    for (int i = 0; i < 32; ++i) {
+      if (done()) return true;
+#if FD_X86
+      __builtin_ia32_pause();
+#endif
+    }
+  } while (std::chrono::steady_clock::now() < end);
+  return done();
+}
+
+// Threads that wait for a job. One job at a time: a second caller does its rows alone. A thread that comes late finds the job
+// gone, and nobody waits for it.
 class Pool {
  public:
   void run(Job& job, int helpers) {
     std::unique_lock<std::mutex> turn(turn_, std::try_to_lock);
     if (!turn.owns_lock() || helpers < 1) return job.work();
+    bool wake;
     {
       std::lock_guard<std::mutex> lock(mutex_);
       while (int(threads_.size()) < helpers) threads_.emplace_back([this, me = threads_.size()] { loop(int(me)); });
-      job_ = &job, wanted_ = helpers, busy_ = helpers, ++ticket_;
+      job_ = &job, wanted_ = helpers, wake = asleep_ > 0;
+      ticket_.store(ticket_ + 1, std::memory_order_release);
     }
-    wake_.notify_all();
+    if (wake) wake_.notify_all();
     job.work();
     std::unique_lock<std::mutex> lock(mutex_);
-    done_.wait(lock, [this] { return busy_ == 0; });
-    job_ = nullptr;
+    job_ = nullptr;  // from here on nobody starts on it
+    if (busy_ == 0) return;
+    lock.unlock();
+    const bool done = spin_until([this] { return busy_ == 0; });
+    lock.lock();
+    if (!done) done_.wait(lock, [this] { return busy_ == 0; });
   }
 
  private:
   void loop(int me) {
     uint64_t seen = 0;
     for (;;) {
-      Job* job;
-      {
-        std::unique_lock<std::mutex> lock(mutex_);
+      const bool soon = spin_until([&] { return ticket_.load(std::memory_order_acquire) != seen; });
+      std::unique_lock<std::mutex> lock(mutex_);
+      if (!soon) {
+        ++asleep_;
         wake_.wait(lock, [&] { return ticket_ != seen; });
-        seen = ticket_;
-        if (me >= wanted_) continue;
-        job = job_;
+        --asleep_;
       }
+      seen = ticket_;
+      if (!job_ || me >= wanted_) continue;
+      Job* const job = job_;
+      ++busy_;
+      lock.unlock();
       job->work();
-      std::lock_guard<std::mutex> lock(mutex_);
+      lock.lock();
       if (--busy_ == 0) done_.notify_one();
     }
   }
@@ -150,8 +181,9 @@ class Pool {
   std::condition_variable wake_, done_;
   std::vector<std::thread> threads_;
   Job* job_ = nullptr;
-  int wanted_ = 0, busy_ = 0;
-  uint64_t ticket_ = 0;
+  int wanted_ = 0, asleep_ = 0;
+  std::atomic<int> busy_{0};  // threads that started on the job and have not finished
+  std::atomic<uint64_t> ticket_{0};
 };
 
 // Never destroyed: its threads may outlive static destructors. After a fork the child has no threads and needs a new one.

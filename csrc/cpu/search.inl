@@ -1,6 +1,7 @@
 // What: the edge of a prefix among n tokens given by arrays of key, w = exp(d) and y = d / ln 2: the key of the last group of
 //   tied tokens that a walk by descending key keeps, and the sums up to it.
-// Contract: finite keys in any order; the arrays are reordered. Equal keys stay or go together.
+// Contract: finite keys in any order, -inf and finite w behind the last one; the arrays given are read only, the work is done in
+//   the workspace's key, key_w, key_y. Equal keys stay or go together.
 // Idea: 1. a few probes tell about where the walk stops: take a pivot on either side; 2. add up the tokens at or above each;
 //   the measure is monotone, so the sums tell for certain where the walk stops; 3. keep that part only, and go on; 4. at
 //   24 tokens or fewer, sort and walk one group of ties after the other.
@@ -11,6 +12,10 @@
 
 namespace fastdecode {
 namespace FD_TARGET {
+
+struct Tokens {
+  const float *key, *w, *y;
+};
 
 struct Edge {
   bool stopped = false;  // false: the walk met no edge, everything is kept
@@ -26,37 +31,30 @@ FD_FN void add(Sums* sums, float w, float y) {
 
 FD_FN Sums plus(const Sums& a, const Sums& b) { return {a.n + b.n, a.mass + b.mass, a.moment + b.moment}; }
 
-// 2. The sums over the keys at or above each of two pivots, high >= low, and the lowest of those keys.
-struct Upper {
-  Sums sums;
-  float lowest;
-};
-
-static void sums_above(const Workspace& ws, int64_t n, float high, float low, Upper* above_high, Upper* above_low) {
+// 2. The sums over the keys at or above each of two pivots; without kMoment, the moments are NaN.
+template <bool kMoment>
+static void sums_above(const Tokens& tokens, int64_t n, float high, float low, Sums* above) {
   D masses[2]{}, moments[2]{};
-  V minus_lowest[2] = {all(-INFINITY), all(-INFINITY)};
-  const V pivot[2] = {all(high), all(low)}, nothing = all(-INFINITY);
+  const V pivot[2] = {all(high), all(low)};
   int64_t count[2] = {0, 0};
   for (int64_t first = 0; first < n; first += 16 * kLanes) {
     const int64_t end = first + 16 * kLanes < n ? first + 16 * kLanes : n;
     V mass[2] = {all(0.0f), all(0.0f)}, moment[2] = {all(0.0f), all(0.0f)};
     for (int64_t i = first; i < end; i += kLanes) {
-      const V key = load(ws.key + i), w = load(ws.key_w + i), y = load(ws.key_y + i);
+      const V key = load(tokens.key + i), w = load(tokens.w + i);
       for (int p = 0; p < 2; ++p) {
         const M in = at_least(key, pivot[p]);
         const V part = zero_unless(in, w);
         count[p] += __builtin_popcount(bits_of(in));
         mass[p] += part;
-        moment[p] += part * y;
-        minus_lowest[p] = max_of(minus_lowest[p], choose(in, -key, nothing));
+        if (kMoment) moment[p] += part * load(tokens.y + i);
       }
     }
-    for (int p = 0; p < 2; ++p) masses[p] += pairs_of(mass[p]), moments[p] += pairs_of(moment[p]);
+    for (int p = 0; p < 2; ++p) masses[p] += pairs_of(mass[p]);
+    for (int p = 0; kMoment && p < 2; ++p) moments[p] += pairs_of(moment[p]);
   }
-  Upper* const out[2] = {above_high, above_low};
   for (int p = 0; p < 2; ++p)
-    *out[p] = {{double(count[p]), sum_of_lanes(masses[p]), sum_of_lanes(moments[p]) * kLn2},
-               -largest_lane(minus_lowest[p])};
+    above[p] = {double(count[p]), sum_of_lanes(masses[p]), kMoment ? sum_of_lanes(moments[p]) * kLn2 : double(NAN)};
 }
 
 struct Range {
@@ -64,12 +62,12 @@ struct Range {
   float low, high;
 };
 
-// 3. Keeps the keys of [from, below).
-static Range keep_keys(const Workspace& ws, int64_t n, float from, float below) {
+// 3. Keeps the keys of [from, below) in the workspace, which the tokens may lie in already.
+static Range keep_keys(const Tokens& tokens, const Workspace& ws, int64_t n, float from, float below) {
   int64_t kept = 0;
   V high = all(-INFINITY), minus_low = all(-INFINITY);
   for (int64_t i = 0; i < n; i += kLanes) {  // what is written lies at or before what was read
-    const V key = load(ws.key + i), w = load(ws.key_w + i), y = load(ws.key_y + i);
+    const V key = load(tokens.key + i), w = load(tokens.w + i), y = load(tokens.y + i);
     const M in = both(at_least(key, all(from)), less(key, all(below)));
     const uint32_t bits = bits_of(in);
     if (!bits) continue;
@@ -78,12 +76,22 @@ static Range keep_keys(const Workspace& ws, int64_t n, float from, float below) 
     high = max_of(high, choose(in, key, all(-INFINITY)));
     minus_low = max_of(minus_low, choose(in, -key, all(-INFINITY)));
   }
+  for (int64_t i = kept; i < kept + kLanes; ++i) ws.key[i] = -INFINITY, ws.key_w[i] = ws.key_y[i] = 0;
   return {kept, -largest_lane(minus_low), largest_lane(high)};
 }
 
-// 4. `so_far` are the sums over all tokens with larger keys, `last_key` the lowest of those keys.
-static Edge walk(const Cut& cut, const Sums& whole, double need, const Workspace& ws, int64_t n, Sums so_far,
-                 float last_key) {
+// The lowest key at or above `bound`; INFINITY if there is none.
+static float lowest_from(const Tokens& tokens, int64_t n, float bound) {
+  V minus_lowest = all(-INFINITY);
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const V key = load(tokens.key + i);
+    minus_lowest = max_of(minus_lowest, choose(at_least(key, all(bound)), -key, all(-INFINITY)));
+  }
+  return -largest_lane(minus_lowest);
+}
+
+// 4. `so_far` are the sums over all tokens with larger keys. Edge::key is a NaN where the edge lies among those.
+static Edge walk(const Cut& cut, const Sums& whole, double need, const Workspace& ws, int64_t n, Sums so_far) {
   float* key = ws.key;
   for (int64_t i = 1; i < n; ++i) {  // insertion sort, descending
     const float k = key[i], w = ws.key_w[i], y = ws.key_y[i];
@@ -92,7 +100,7 @@ static Edge walk(const Cut& cut, const Sums& whole, double need, const Workspace
       key[at] = key[at - 1], ws.key_w[at] = ws.key_w[at - 1], ws.key_y[at] = ws.key_y[at - 1];
     key[at] = k, ws.key_w[at] = w, ws.key_y[at] = y;
   }
-  Edge edge{false, last_key, so_far};
+  Edge edge{false, NAN, so_far};
   for (int64_t i = 0; i < n;) {
     Sums through = edge.kept;
     int64_t end = i;
@@ -111,14 +119,14 @@ struct Pivots {
   float high, low;
 };
 
-static Pivots probe(const Cut& cut, const Sums& whole, double need, const Workspace& ws, int64_t n, const Sums& before,
+static Pivots probe(const Cut& cut, const Sums& whole, double need, const Tokens& tokens, int64_t n, const Sums& before,
                     const Range& range, bool halve) {
   constexpr int kProbes = 32, kAround = 3;
-  int at[kProbes];
+  int64_t at[kProbes];
   for (int i = 0; i < kProbes; ++i) {  // insertion sort, descending
-    const int place = int((2 * i + 1) * n / (2 * kProbes));
+    const int64_t place = (2 * i + 1) * n / (2 * kProbes);
     int j = i;
-    for (; j > 0 && ws.key[at[j - 1]] < ws.key[place]; --j) at[j] = at[j - 1];
+    for (; j > 0 && tokens.key[at[j - 1]] < tokens.key[place]; --j) at[j] = at[j - 1];
     at[j] = place;
   }
   const float each = float(n) / kProbes;
@@ -127,56 +135,65 @@ static Pivots probe(const Cut& cut, const Sums& whole, double need, const Worksp
   int stop = 0, around = halve ? kProbes / 4 : kAround;
   if (halve) stop = kProbes / 2;
   for (; !halve && stop < kProbes; ++stop) {
-    const int i = at[stop];
-    part = plus(part, {each, double(each * ws.key_w[i]), double(each * ws.key_w[i] * ws.key_y[i]) * kLn2});
+    const int64_t i = at[stop];
+    part = plus(part, {each, double(each * tokens.w[i]), double(each * tokens.w[i] * tokens.y[i]) * kLn2});
     if (reaches(cut, part, whole, need)) break;
   }
-  float high = stop < around ? INFINITY : ws.key[at[stop - around]];
-  float low = stop + around < kProbes ? ws.key[at[stop + around]] : range.low;
+  float high = stop < around ? INFINITY : tokens.key[at[stop - around]];
+  float low = stop + around < kProbes ? tokens.key[at[stop + around]] : range.low;
   // Every round must part off something: a pivot at the lowest key does not.
   if (high <= range.low || high > range.high) high = INFINITY;
-  if (high == INFINITY && low <= range.low) low = ws.key[at[kProbes / 2]];
+  if (high == INFINITY && low <= range.low) low = tokens.key[at[kProbes / 2]];
   if (high == INFINITY && low <= range.low) low = range.high;
   return {high, low};
 }
 
 // `whole` are the sums over all survivors, which may be more tokens than these n; `before` those over tokens with larger keys.
-static Edge search(const Cut& cut, const Sums& whole, const Workspace& ws, int64_t n, Sums before = {}) {
+static Edge search(const Cut& cut, const Sums& whole, const Workspace& ws, Tokens tokens, int64_t n, Sums before = {}) {
   const double need = needed(cut, whole);
-  auto pad = [&] {
-    for (int64_t i = n; i < n + kLanes; ++i) ws.key[i] = -INFINITY, ws.key_w[i] = ws.key_y[i] = 0;
+  const Tokens given = tokens;
+  const int64_t given_n = n;
+  auto sums = [&](const Tokens& of, int64_t count, float high, float low, Sums* above) {
+    if (measures_moment(cut))
+      sums_above<true>(of, count, high, low, above);
+    else
+      sums_above<false>(of, count, high, low, above);
   };
-  pad();
   Range range = {n, kLowest, INFINITY};
-  float last_key = INFINITY;
+  float gone = INFINITY;  // keys from here on are counted in `before`
+  auto keep = [&](float from, float below) {
+    range = keep_keys(tokens, ws, n, from, below);
+    tokens = {ws.key, ws.key_w, ws.key_y}, n = range.n;
+  };
+  auto lowest_gone = [&] { return gone == INFINITY ? INFINITY : lowest_from(given, given_n, gone); };
   bool inside = false;  // is the stop known to be among the tokens that are left?
   for (bool halve = false; n > kFew && range.high > range.low; halve = !halve) {
-    const Pivots pivots = probe(cut, whole, need, ws, n, before, range, halve);
-    Upper high, low;
-    sums_above(ws, n, pivots.high, pivots.low, &high, &low);
-    high.sums = plus(before, high.sums), low.sums = plus(before, low.sums);
-    if (reaches(cut, high.sums, whole, need)) {
-      range = keep_keys(ws, n, pivots.high, INFINITY), inside = true;
-    } else if (reaches(cut, low.sums, whole, need)) {
-      range = keep_keys(ws, n, pivots.low, pivots.high), inside = true;
-      before = high.sums, last_key = fminf(last_key, high.lowest);
+    const Pivots pivots = probe(cut, whole, need, tokens, n, before, range, halve);
+    Sums above[2];
+    sums(tokens, n, pivots.high, pivots.low, above);
+    const Sums high = plus(before, above[0]), low = plus(before, above[1]);
+    if (reaches(cut, high, whole, need)) {
+      keep(pivots.high, INFINITY), inside = true;
+    } else if (reaches(cut, low, whole, need)) {
+      keep(pivots.low, pivots.high), inside = true;
+      before = high, gone = fminf(gone, pivots.high);
     } else {
-      range = keep_keys(ws, n, kLowest, pivots.low);
-      before = low.sums, last_key = fminf(last_key, low.lowest);
+      keep(kLowest, pivots.low);
+      before = low, gone = fminf(gone, pivots.low);
     }
-    n = range.n;
-    pad();
   }
   if (n <= kFew) {
-    Edge edge = walk(cut, whole, need, ws, n, before, last_key);
+    if (tokens.key != ws.key || tokens.w != ws.key_w) keep(kLowest, INFINITY);
+    Edge edge = walk(cut, whole, need, ws, n, before);
     edge.stopped |= inside;  // rounding may have hidden the stop: then it is at the end of these tokens
+    if (edge.key != edge.key) edge.key = lowest_gone();
     return edge;
   }
-  Upper tied, same;  // one large group of ties
-  sums_above(ws, n, range.low, range.low, &tied, &same);
-  const Sums through = plus(before, tied.sums);
+  Sums tied[2];  // one large group of ties
+  sums(tokens, n, range.low, range.low, tied);
+  const Sums through = plus(before, tied[0]);
   const bool stopped = stops(cut, before, through, whole, need);
-  if (stopped && int(cut.stop) == kStopBefore) return {true, last_key, before};
+  if (stopped && int(cut.stop) == kStopBefore) return {true, lowest_gone(), before};
   return {stopped || inside, range.low, through};
 }
 

@@ -9,6 +9,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include <type_traits>
+
 #if defined(__AVX512F__) || defined(__AVX2__) || defined(__SSE2__)
 #include <immintrin.h>
 #elif defined(__ARM_NEON)
@@ -33,6 +35,13 @@ typedef int32_t I __attribute__((vector_size(4 * kLanes)));
 typedef uint32_t U __attribute__((vector_size(4 * kLanes)));
 typedef double D __attribute__((vector_size(4 * kLanes)));  // half as many lanes
 
+typedef int16_t H __attribute__((vector_size(4 * kLanes)));  // twice as many lanes
+
+FD_FN H load_halves(const uint16_t* at) {
+  H x;
+  memcpy(&x, at, sizeof x);
+  return x;
+}
 FD_FN V load(const float* at) {
   V x;
   memcpy(&x, at, sizeof x);
@@ -40,6 +49,18 @@ FD_FN V load(const float* at) {
 }
 FD_FN void store(float* at, V x) { memcpy(at, &x, sizeof x); }
 FD_FN V all(float x) { return V{} + x; }
+
+// x, in a register: where a loaded vector has several uses, gcc would rather load it again for each, and the pass is bound by loads.
+FD_FN V held(V x) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(x));
+#elif defined(__SSE2__)
+  asm("" : "+x"(x));
+#elif defined(__ARM_NEON)
+  asm("" : "+w"(x));
+#endif
+  return x;
+}
 
 // The larger lanes; b where either is a NaN. (gcc makes two instructions of the plain expression.)
 FD_FN V max_of(V a, V b) {
@@ -117,39 +138,64 @@ FD_FN double sum_of_lanes(D x) {
 #endif
 }
 
-// The scaled logits are cut off here: 2^-125 is nothing beside a sum that holds a 1, and -inf comes to it too.
-FD_FN V scaled(V x, V max, V c) { return max_of((x - max) * c, all(-125.0f)); }
+// Exponents of 2 end here: 2^-125 is nothing beside a sum that holds a 1, and -inf comes to it too.
+constexpr float kLeastExponent = -125.0f;
 
-// 2^y for y in [-126, 126], to 2 parts in 10^7, of K vectors side by side: one alone is a chain of dependent instructions
+FD_FN V scaled(V x, V base, V c) { return max_of((x - base) * c, all(kLeastExponent)); }
+
+// Where x - base is cut off, so that its exponent at scale c is.
+FD_FN float least_drop(float c) { return fmaxf(kLeastExponent / c, -3.402823466e38f); }
+
+// 2^(d c) for d c in [-125, 0], to 2 parts in 10^7, of K vectors side by side: one alone is a chain of dependent instructions
 // that leaves a core idle half of the time.
 template <int K>
-FD_FN void exp2_of(const V* y, V* w) {
-  V n[K], f[K], p[K];  // y = n + f, n whole, f in [-0.5, 0.5]
+FD_FN void exp2_of(const V* d, V c, V* w) {
 #if defined(__AVX512F__)
-  for (int k = 0; k < K; ++k) n[k] = V(_mm512_roundscale_ps(__m512(y[k]), 0));
+  // d c = r + whole / 32 with |r| <= 1/64. Adding `magic` rounds to 32nds and leaves their number in the low bits: the lowest five
+  // choose 2^(j / 32) from two registers, and all of them, moved to the exponent, add what is whole. What they add to the
+  // mantissa on the way was taken off the table: float bits of 2^(j / 32), less j << 18.
+  alignas(64) static constexpr uint32_t kTable[32] = {
+      0x3f800000, 0x3f7ecd87, 0x3f7daac3, 0x3f7c980f, 0x3f7b95c2, 0x3f7aa43a, 0x3f79c3d3, 0x3f78f4f0,
+      0x3f7837f0, 0x3f778d3a, 0x3f76f532, 0x3f767043, 0x3f75fed7, 0x3f75a15b, 0x3f75583f, 0x3f7523f6,
+      0x3f7504f3, 0x3f74fbaf, 0x3f7508a4, 0x3f752c4d, 0x3f75672a, 0x3f75b9be, 0x3f76248c, 0x3f76a81e,
+      0x3f7744fd, 0x3f77fbb8, 0x3f78ccdf, 0x3f79b907, 0x3f7ac0c7, 0x3f7be4ba, 0x3f7d257d, 0x3f7e83b3};
+  const __m512 first = _mm512_load_ps(kTable), second = _mm512_load_ps(kTable + 16);
+  const V magic = all(393216.0f);  // 1.5 * 2^23 / 32
+  V t[K], r[K], e[K], p[K];
+  for (int k = 0; k < K; ++k) t[k] = d[k] * c + magic;
+  for (int k = 0; k < K; ++k) e[k] = V(_mm512_permutex2var_ps(first, __m512i(t[k]), second));
+  for (int k = 0; k < K; ++k) r[k] = d[k] * c - (t[k] - magic);
+  for (int k = 0; k < K; ++k) e[k] = V(U(e[k]) + (U(t[k]) << 18));
+  for (int k = 0; k < K; ++k) p[k] = r[k] * 0.24022651f + 0.69315734f;  // a minimax fit of (2^r - 1) / r
+  for (int k = 0; k < K; ++k) r[k] = r[k] * e[k];
+  for (int k = 0; k < K; ++k) w[k] = r[k] * p[k] + e[k];
 #else
+  V y[K], n[K], f[K], p[K];          // d c = y = n + f, n whole, f in [-0.5, 0.5]
   const V magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number, left in the low bits
   V shifted[K];
+  for (int k = 0; k < K; ++k) y[k] = d[k] * c;
   for (int k = 0; k < K; ++k) shifted[k] = y[k] + magic;
   for (int k = 0; k < K; ++k) n[k] = shifted[k] - magic;
-#endif
   for (int k = 0; k < K; ++k) f[k] = y[k] - n[k];
   for (int k = 0; k < K; ++k) p[k] = f[k] * 1.3264727e-3f + 9.6715130e-3f;  // a minimax fit of 2^f
   for (int k = 0; k < K; ++k) p[k] = p[k] * f[k] + 5.5507336e-2f;
   for (int k = 0; k < K; ++k) p[k] = p[k] * f[k] + 2.4022242e-1f;
   for (int k = 0; k < K; ++k) p[k] = p[k] * f[k] + 6.9314700e-1f;
   for (int k = 0; k < K; ++k) p[k] = p[k] * f[k] + 1.0f;
-#if defined(__AVX512F__)
-  for (int k = 0; k < K; ++k) w[k] = V(_mm512_scalef_ps(__m512(p[k]), __m512(n[k])));
-#else
   for (int k = 0; k < K; ++k) w[k] = V(I(p[k]) + I(U(shifted[k]) << 23));
 #endif
 }
 
-FD_FN V exp2_of(V y) {
+FD_FN V exp2_of(V d, V c) {
   V w;
-  exp2_of<1>(&y, &w);
+  exp2_of<1>(&d, c, &w);
   return w;
+}
+
+FD_FN V count_up() {
+  V lanes;
+  for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = float(lane);
+  return lanes;
 }
 
 // first, first + 1, ...
@@ -171,12 +217,39 @@ FD_FN void pack(V x, uint32_t bits, void* to) {
 #endif
 }
 
+// pack, where most vectors hold a few such lanes or none; answers how many.
+FD_FN int pack_few(V x, uint32_t bits, float* to) {
+  const int count = __builtin_popcount(bits);
+#if defined(__AVX512F__)
+  // No branch on none: it would be guessed wrong too often. But half a vector is stored: whole ones nearly always cross a
+  // cache line, which costs as much as all the rest.
+  const __m512 packed = _mm512_maskz_compress_ps(__mmask16(bits), __m512(x));
+  if (__builtin_expect(count <= 8, 1))
+    _mm256_storeu_ps(to, _mm512_castps512_ps256(packed));
+  else
+    _mm512_storeu_ps(to, packed);
+#else
+  if (bits) pack(x, bits, to);
+#endif
+  return count;
+}
+
 // kLanes logits of 16 bits as floats, exactly.
 FD_FN V load_bf16(const uint16_t* at) {
-  typedef uint16_t H __attribute__((vector_size(2 * kLanes)));
-  H h;
+#if defined(__AVX512F__)
+  // To the upper halves of the lanes in one instruction.
+  alignas(64) static constexpr uint16_t kPlaces[32] = {0, 0, 0, 1, 0, 2,  0, 3,  0, 4,  0, 5,  0, 6,  0, 7,
+                                                       0, 8, 0, 9, 0, 10, 0, 11, 0, 12, 0, 13, 0, 14, 0, 15};
+  const __m512i halves = _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
+  return V(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, _mm512_load_si512(kPlaces), halves));
+#elif defined(__AVX2__)
+  return V(U(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)))) << 16);
+#else
+  typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
+  Halves h;
   memcpy(&h, at, sizeof h);
   return V(__builtin_convertvector(h, U) << 16);
+#endif
 }
 
 FD_FN V load_f16(const uint16_t* at) {
@@ -185,8 +258,8 @@ FD_FN V load_f16(const uint16_t* at) {
 #elif defined(__F16C__)
   return V(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at))));
 #else
-  typedef uint16_t H __attribute__((vector_size(2 * kLanes)));
-  H h;
+  typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
+  Halves h;
   memcpy(&h, at, sizeof h);
   const U wide = __builtin_convertvector(h, U);  // from_f16 of dtype.h, lane by lane
   const V scaled = V((wide & 0x7fff) << 13) * 0x1p112f;

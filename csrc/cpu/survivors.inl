@@ -22,6 +22,10 @@ struct Scale {
   bool operator!=(const Scale& other) const { return !(*this == other); }
 };
 
+// keeps_many(): how much mass the groups with low maxima must hold, beside what the cut removes. Groups tell of their
+// maxima only.
+constexpr double kFlat = 0.15;
+
 // The smallest float >= edge.
 FD_FN float round_up(double edge) {
   const float f = float(edge);
@@ -30,8 +34,8 @@ FD_FN float round_up(double edge) {
 
 class Survivors {
  public:
-  Survivors(const Row& row, const Workspace& ws, float max, int64_t alive)
-      : row_(row), ws_(ws), max_(max), top_(max), n_(alive), alive_(alive) {}
+  Survivors(const Row& row, const Workspace& ws, const Extent& extent, int64_t alive)
+      : row_(row), ws_(ws), max_(extent.max), least_(extent.least), top_(extent.max), n_(alive), alive_(alive) {}
 
   bool gathered() const { return gathered_; }
   Interval interval() const { return interval_; }
@@ -50,6 +54,7 @@ class Survivors {
 
   void run(const Cut& cut) {
     if (cut.temperature == 0 || n_ == 1) return;  // a greedy row has nothing left to cut
+    if (!gathered_ && n_ >= 0 && n_ <= few()) narrow_gathered(gather(row_, ws_, interval_), interval_);
     if (int(cut.kind) == kFloor)
       narrow(floor_edge(cut));
     else
@@ -61,14 +66,10 @@ class Survivors {
   const Sums& sums_at(Scale s) {
     if (gathered_) {
       if (arrays_at_ != s) sums_ = gathered_sums(ws_, n_, s.base, s.c), arrays_at_ = s;
+      sums_are_at_ = s;
     } else if (sums_are_at_ != s || masses_at_ != s) {
-      sums_ = row_sums(row_, ws_, s.base, s.c, interval_);
-      if (n_ < 0) n_ = int64_t(sums_.n);
-      sums_.n = double(n_);
-      masses_at_ = s;
-      if (interval_.open()) whole_ = sums_, whole_c_ = s.c;
+      add_up(s, false);
     }
-    sums_are_at_ = s;
     return sums_;
   }
 
@@ -76,7 +77,7 @@ class Survivors {
   const Sums& whole_at(double temperature) {
     const float c = scale_of(temperature);
     if (whole_c_ != c)
-      whole_ = row_sums(row_, ws_, max_, c, {}), whole_.n = double(alive_), whole_c_ = c, masses_at_ = {};
+      whole_ = row_sums(row_, ws_, max_, least_, c, {}, true), whole_.n = double(alive_), whole_c_ = c, masses_at_ = {};
     return whole_;
   }
 
@@ -87,7 +88,7 @@ class Survivors {
     Cut cut{};
     cut.kind = kPrefix, cut.measure = kCount, cut.need = float(rank), cut.keep = 1, cut.within = INFINITY,
     cut.temperature = 1;
-    if (gathered_) return search_gathered(cut, Sums{double(n_)}, {true, 0}).key;
+    if (gathered_) return search_gathered(cut, Sums{double(n_)}, {}).key;
     scout.prefix(cut);
     masses_at_ = {};
     return scout.interval_.lo;
@@ -99,7 +100,7 @@ class Survivors {
     const Scale s = at(t);
     Whole whole;
     if (wants_sums(cut)) {
-      const Sums& sums = valid_sums_at(s);
+      const Sums& sums = valid_sums_at(s, wants_moment(cut));
       whole.ln_mass = log(sums.mass) - (double(top_) - double(s.base)) / t;
       whole.entropy = entropy_of(sums);
     }
@@ -108,14 +109,36 @@ class Survivors {
           gathered_ ? gathered_spread(ws_, n_, s.base, s.c) : row_spread(row_, s.base, s.c, interval_);
       const double squares = spread.squares - spread.sum * spread.sum / spread.n;
       whole.sd = spread.n > 1 ? sqrt(fmax(squares, 0.0) / (spread.n - 1)) / t : 0.0;
-      if (cut.w_p2 != 0) whole.ln_p2 = log(spread.mass2) - 2 * log(valid_sums_at(s).mass);
+      if (cut.w_p2 != 0) whole.ln_p2 = log(spread.mass2) - 2 * log(valid_sums_at(s, false).mass);
     }
     const float edge = round_up(double(top_) + t * floor_of(cut, whole));
     return cut.keep > 1 ? fminf(edge, nth_largest(cut.keep)) : edge;
   }
 
+  // One pass over the row.
+  void add_up(Scale s, bool moment) {
+    found_sums(row_sums(row_, ws_, s.base, least_, s.c, interval_, moment), s);
+    masses_at_ = s;
+  }
+
+  void found_sums(const Sums& sums, Scale s) {
+    sums_ = sums, sums_are_at_ = s;
+    if (n_ < 0) n_ = int64_t(sums.n);
+    sums_.n = double(n_);
+    if (interval_.open() && has_moment(sums)) whole_ = sums_, whole_c_ = s.c;
+  }
+
+  static bool has_moment(const Sums& sums) { return sums.moment == sums.moment; }
+
+  bool has_sums_at(Scale s, bool moment) const { return sums_are_at_ == s && (!moment || has_moment(sums_)); }
+
   // The sums that a search left over are as good as new ones.
-  const Sums& valid_sums_at(Scale s) { return sums_are_at_ == s ? sums_ : sums_at(s); }
+  const Sums& valid_sums_at(Scale s, bool moment) {
+    if (has_sums_at(s, moment)) return sums_;
+    if (gathered_) return sums_at(s);
+    add_up(s, moment);
+    return sums_;
+  }
 
   void prefix(const Cut& cut) {
     const bool all_exist = !(cut.within < float(count()));
@@ -123,19 +146,39 @@ class Survivors {
       return;
     const Scale s = at(cut.temperature);
     if (!all_exist) return prefix_within(cut, s);
-    const Sums whole = wants_sums(cut) ? valid_sums_at(s) : Sums{double(count())};
-    Keys keys{int(cut.order) == kByLogit, 0};
-    if (!keys.by_logit) keys.centre = float(whole.moment / whole.mass / kLn2);
+    const bool may_guess = !gathered_ && row_.groups() >= 32, many = may_guess && keeps_many(cut, s);
+    if (many && prefix_by_bracket(cut, s)) return;
+    const Sums whole = wants_sums(cut) ? valid_sums_at(s, wants_moment(cut)) : Sums{double(count())};
+    const Keys keys = keys_of(cut, whole, s);
     if (gathered_) {
-      if (arrays_at_ != s) gathered_sums(ws_, n_, s.base, s.c), arrays_at_ = s;
+      sums_at(s);
       return narrow_to(search_gathered(cut, whole, keys), n_, keys, s);
     }
-    Seen seen;
-    if (prefix_near_top(cut, whole, keys, s, &seen)) return;
-    if (row_.groups() >= 32 && prefix_by_bracket(cut, whole, keys, s, seen)) return;
+    if (prefix_near_top(cut, whole, keys, s)) return;
+    if (may_guess && !many && prefix_by_bracket(cut, s)) return;
     const int64_t n = gather(row_, ws_, interval_);  // exact whatever happens
     gathered_sums(ws_, n, s.base, s.c);
     narrow_to(search_arrays(cut, whole, keys, n), n, keys, s);
+  }
+
+  static Keys keys_of(const Cut& cut, const Sums& whole, Scale s) {
+    if (int(cut.order) == kByLogit) return {};
+    return {false, s.base, s.c, Keys::centre_of(whole)};
+  }
+
+  // A guess from the groups' maxima, whether the edge is far from the top. It decides which way is tried first, no more.
+  bool keeps_many(const Cut& cut, Scale s) const {
+    if (int(cut.measure) != kMass) return false;
+    const float bound = bound_by_groups(ws_.group_max, row_.groups(), row_.groups() / 3);
+    const V least = all(least_drop(s.c));
+    V top = all(0.0f), rest = all(0.0f);
+    for (int64_t g = 0; g + kLanes <= row_.groups(); g += kLanes) {
+      const V x = load(ws_.group_max + g), w = exp2_of(max_of(x - s.base, least), all(s.c));
+      const V part = zero_unless(at_least(x, all(bound)), w);
+      top += part, rest += w - part;
+    }
+    const double of_top = sum_of_lanes(pairs_of(top)), of_rest = sum_of_lanes(pairs_of(rest));
+    return of_rest > kFlat * (1 - double(cut.need)) * (of_top + of_rest);
   }
 
   // Only the `within` largest exist for this cut; of a straddling group of ties, its share.
@@ -150,33 +193,27 @@ class Survivors {
     whole.mass -= (1 - share) * tied.mass, whole.moment -= (1 - share) * tied.moment;
     for (int64_t i = 0; i < n_; ++i)
       if (ws_.x[i] == boundary) ws_.w[i] *= float(share);
-    const Edge edge = search_gathered(cut, whole, {true, 0});
+    const Edge edge = search_gathered(cut, whole, {});
     if (edge.stopped) narrow_gathered(n_, {edge.key, interval_.hi});
     sums_are_at_ = arrays_at_ = {};  // the weights in the workspace and the sums of the search were shares
   }
 
   Edge search_gathered(const Cut& cut, const Sums& whole, Keys keys) {
-    const Scale s = at(cut.temperature);
-    if (int(cut.measure) == kCount && arrays_at_.c == 0) gathered_sums(ws_, n_, s.base, s.c), arrays_at_ = s;
+    if (int(cut.measure) == kCount && arrays_at_.c == 0) sums_at(at(cut.temperature));
     return search_arrays(cut, whole, keys, n_);
   }
 
   // search among the n gathered tokens, whose y and w are in the workspace.
   Edge search_arrays(const Cut& cut, const Sums& whole, Keys keys, int64_t n, Sums before = {}) {
-    for (int64_t i = 0; i < n; i += kLanes) store(ws_.key + i, Keys::of(keys, load(ws_.x + i), load(ws_.y + i)));
-    memcpy(ws_.key_w, ws_.w, size_t(n) * 4);
-    memcpy(ws_.key_y, ws_.y, size_t(n) * 4);
-    return search(cut, whole, ws_, n, before);
+    for (int64_t i = n; i < n + kLanes; ++i) ws_.x[i] = -INFINITY, ws_.w[i] = 0;
+    if (keys.by_logit) return search(cut, whole, ws_, {ws_.x, ws_.w, ws_.y}, n, before);
+    for (int64_t i = 0; i < n; i += kLanes) store(ws_.key + i, Keys::of(keys, load(ws_.x + i)));
+    for (int64_t i = n; i < n + kLanes; ++i) ws_.key[i] = -INFINITY;
+    return search(cut, whole, ws_, {ws_.key, ws_.w, ws_.y}, n, before);
   }
 
-  // The survivors at or above a bound, gathered with y and w.
-  struct Seen {
-    float bound = INFINITY;
-    int64_t n = 0;
-  };
-
-  // search among the tokens above a bound. True if the edge was there; else *seen says what was looked at.
-  bool prefix_near_top(const Cut& cut, const Sums& whole, Keys keys, Scale s, Seen* seen) {
+  // search among the tokens above a bound. False: the edge was not there, nothing has changed.
+  bool prefix_near_top(const Cut& cut, const Sums& whole, Keys keys, Scale s) {
     const double need = needed(cut, whole);
     const bool by_count = int(cut.measure) == kCount;
     for (int64_t rank = by_count ? int64_t(cut.need) : 32; rank <= 192 || (by_count && rank < row_.groups());
@@ -184,67 +221,85 @@ class Survivors {
       float bound = bound_by_groups(ws_.group_max, row_.groups(), rank);
       if (bound == kLowest) return false;
       bound = fmaxf(bound, interval_.lo);
-      seen->bound = bound, seen->n = gather(row_, ws_, {bound, interval_.hi});
-      Sums part = gathered_sums(ws_, seen->n, s.base, s.c);
-      int64_t near = seen->n;
-      if (keys.by_logit) {
-        memcpy(ws_.key, ws_.x, size_t(near) * 4), memcpy(ws_.key_w, ws_.w, size_t(near) * 4),
-            memcpy(ws_.key_y, ws_.y, size_t(near) * 4);
-      } else {
+      const int64_t n = gather(row_, ws_, {bound, interval_.hi});
+      Sums part = gathered_sums(ws_, n, s.base, s.c);
+      int64_t near = n;
+      if (!keys.by_logit) {
         // All tokens nearer to the centre than this are seen.
-        const float radius = bound > interval_.lo ? keys.centre - (bound - s.base) * s.c : INFINITY;
+        const bool below = (bound - s.base) * s.c < keys.centre;
+        const float farthest = bound == interval_.lo ? -INFINITY : below ? Keys::of(keys, all(bound))[0] : INFINITY;
         part = {}, near = 0;
-        for (int64_t i = 0; i < seen->n; ++i) {
-          const float distance = fabsf(ws_.y[i] - keys.centre);
-          ws_.key[near] = -distance, ws_.key_w[near] = ws_.w[i], ws_.key_y[near] = ws_.y[i];
-          if (distance < radius) add(&part, ws_.w[i], ws_.y[i]), ++near;
+        for (int64_t i = 0; i < n; i += kLanes) store(ws_.key + i, Keys::of(keys, load(ws_.x + i)));
+        for (int64_t i = 0; i < n; ++i) {
+          const float key = ws_.key[i];
+          ws_.key[near] = key, ws_.key_w[near] = ws_.w[i], ws_.key_y[near] = ws_.y[i];
+          if (key > farthest) add(&part, ws_.w[i], ws_.y[i]), ++near;
         }
       }
       if (reaches(cut, part, whole, need) || bound == interval_.lo) {
-        narrow_to(search(cut, whole, ws_, near), seen->n, keys, s);
+        if (keys.by_logit) {
+          narrow_to(search_arrays(cut, whole, keys, n), n, keys, s);
+        } else {
+          for (int64_t i = near; i < near + kLanes; ++i) ws_.key[i] = -INFINITY, ws_.key_w[i] = ws_.key_y[i] = 0;
+          narrow_to(search(cut, whole, ws_, {ws_.key, ws_.key_w, ws_.key_y}, near), n, keys, s);
+        }
         return true;
       }
     }
     return false;
   }
 
-  // search with one more pass over the row, near where a sample has the edge. False: it was not there, nothing has changed.
-  bool prefix_by_bracket(const Cut& cut, const Sums& whole, Keys keys, Scale s, const Seen& seen) {
-    const double need = needed(cut, whole);
-    const int64_t n_keys =
-        take_sample(row_, ws_, seen.n, seen.bound, s.base, s.c, interval_, keys, int(cut.measure) == kCount);
-    const Bracket bracket = guess(cut, whole, ws_, seen.n, n_keys);
-    masses_at_ = {};
-    const Split found = keys.by_logit ? split<true>(row_, ws_, s.base, s.c, interval_, keys, bracket)
-                                      : split<false>(row_, ws_, s.base, s.c, interval_, keys, bracket);
-    if (found.above.n > 0 && reaches(cut, found.above, whole, need)) return false;
-    const Sums inside = gathered_sums(ws_, found.between, s.base, s.c);
-    if (!reaches(cut, plus(found.above, inside), whole, need)) return false;
+  // search near where a sample has the edge, with one pass over the row. False: it was not there, nothing has changed.
+  bool prefix_by_bracket(const Cut& cut, Scale s) {
+    for (int attempt = 0; attempt < 3; ++attempt)
+      if (prefix_in_bracket(cut, s, attempt)) return true;
+    return false;
+  }
 
-    const Edge edge = search_arrays(cut, whole, keys, found.between, found.above);
+  bool prefix_in_bracket(const Cut& cut, Scale s, int attempt) {
+    const float bound = bound_by_groups(ws_.group_max, row_.groups(), row_.groups() / 4);
+    const int64_t heavy = bound > kLowest ? gather(row_, ws_, {fmaxf(bound, interval_.lo), interval_.hi}) : 0;
+    gathered_sums(ws_, heavy, s.base, s.c);
+    Guess guess(cut, row_, ws_, heavy, bound > kLowest ? bound : INFINITY, s.base, s.c, interval_);
+    const bool known = has_sums_at(s, wants_moment(cut));
+    if (known) guess.learn(sums_);
+    const Bracket bracket = guess.bracket(2.5 + 2 * attempt, 3 * attempt);
+    const Split found = split_for(cut, row_, ws_, s.base, s.c, interval_, bracket);
+    masses_at_ = {};
+    if (!known) found_sums(found.whole, s);
+
+    const Keys keys = keys_of(cut, sums_, s);
+    const double need = needed(cut, sums_);
+    if (found.above.n > 0 && reaches(cut, found.above, sums_, need)) return false;
+    const Sums inside = gathered_sums(ws_, found.between, s.base, s.c);
+    if (!reaches(cut, plus(found.above, inside), sums_, need)) return false;
+    const Edge edge = search_arrays(cut, sums_, keys, found.between, found.above);
     if (edge.key == INFINITY) return false;  // the last token kept lies above the bracket
-    Interval kept{keys.by_logit ? edge.key : found.lowest, keys.by_logit ? interval_.hi : found.highest};
-    int32_t group = 0;
-    double mass = 0;  // of the kept tokens of one group
-    for (int64_t i = 0; i < found.between; ++i) {
-      const float key = keys.by_logit ? ws_.x[i] : -fabsf(ws_.y[i] - keys.centre);
-      const bool stays = key >= edge.key;
-      if (ws_.id[i] / kGroupSize != group) ws_.group_mass[group] += mass, mass = 0, group = ws_.id[i] / kGroupSize;
-      mass += stays ? double(ws_.w[i]) : 0.0;
-      if (keys.by_logit) continue;
-      kept.lo = fminf(kept.lo, stays ? ws_.x[i] : INFINITY);
-      kept.hi = fmaxf(kept.hi, stays ? ws_.x[i] : -INFINITY);
-    }
-    ws_.group_mass[group] += mass;
-    const int64_t n = int64_t(edge.kept.n);
-    if (n <= row_.limit / 16) {
-      narrow_gathered(gather(row_, ws_, kept), kept);
-    } else {
-      shrink(kept);
-      n_ = n, masses_at_ = s;
-    }
-    sums_ = edge.kept, sums_are_at_ = s;
+    // The walk was in the order of the keys only if they part the row where the bracket does.
+    const Interval kept = logits_of(keys, edge.key), wide = bracket.wide, above = bracket.above;
+    if (!(kept.lo <= kept.hi) || kept.lo < wide.lo || kept.hi > wide.hi) return false;
+    if (found.above.n > 0 && (above.lo < kept.lo || above.hi > kept.hi)) return false;
+    narrow_to_split(found, edge, kept, s);
     return true;
+  }
+
+  // narrow: after a split and a search between.
+  void narrow_to_split(const Split& found, const Edge& edge, Interval kept, Scale s) {
+    V highest = all(found.highest);
+    for (int64_t g = 0; g < row_.groups(); ++g) {
+      const int64_t end = ws_.run_start[g + 1];
+      D mass{};
+      for (int64_t i = ws_.run_start[g]; i < end; i += kLanes) {
+        const V x = load(ws_.x + i);
+        const M real = less(count_up(), all(float(end - i))), stays = both(real, Interval::has(x, kept.lo, kept.hi));
+        mass += pairs_of(zero_unless(stays, load(ws_.w + i)));
+        highest = max_of(highest, choose(stays, x, all(-INFINITY)));
+      }
+      ws_.group_mass[g] += sum_of_lanes(mass);
+    }
+    shrink(kept);
+    top_ = fminf(top_, largest_lane(highest));
+    n_ = int64_t(edge.kept.n), sums_ = edge.kept, sums_are_at_ = masses_at_ = s;
   }
 
   // narrow: after a search among n gathered tokens, at the scale of their y.
@@ -255,10 +310,15 @@ class Survivors {
     }
     Interval kept{edge.key, interval_.hi};
     if (!keys.by_logit) {
-      kept = {INFINITY, -INFINITY};
-      for (int64_t i = 0; i < n; ++i)
-        if (-fabsf(ws_.y[i] - keys.centre) >= edge.key)
-          kept.lo = fminf(kept.lo, ws_.x[i]), kept.hi = fmaxf(kept.hi, ws_.x[i]);
+      V minus_lo = all(-INFINITY), hi = minus_lo;
+      for (int64_t i = n; i < n + kLanes; ++i) ws_.x[i] = -INFINITY;
+      for (int64_t i = 0; i < n; i += kLanes) {
+        const V x = load(ws_.x + i);
+        const M stays = both(at_least(Keys::of(keys, x), all(edge.key)), at_least(x, all(kLowest)));
+        minus_lo = max_of(minus_lo, choose(stays, -x, all(-INFINITY))),
+        hi = max_of(hi, choose(stays, x, all(-INFINITY)));
+      }
+      kept = {-largest_lane(minus_lo), largest_lane(hi)};
     }
     narrow_gathered(n, kept);
     sums_ = edge.kept, sums_are_at_ = s;
@@ -269,7 +329,7 @@ class Survivors {
     const Interval kept{lo, interval_.hi};
     if (gathered_) return narrow_gathered(n_, kept);
     if (!(lo > kLowest) || lo <= interval_.lo) return;
-    const int64_t n = gather(row_, ws_, kept, row_.limit / 16);
+    const int64_t n = gather(row_, ws_, kept, few());
     if (n >= 0) return narrow_gathered(n, kept);
     shrink(kept);
     n_ = -1, sums_are_at_ = masses_at_ = {};
@@ -282,6 +342,8 @@ class Survivors {
     sums_are_at_ = arrays_at_ = {};
   }
 
+  int64_t few() const { return row_.limit / 16; }  // so many are worth gathering
+
   void shrink(Interval kept) {
     interval_ = {fmaxf(kept.lo, interval_.lo), fminf(kept.hi, interval_.hi)};
     top_ = fminf(top_, interval_.hi);
@@ -289,8 +351,8 @@ class Survivors {
 
   const Row& row_;
   const Workspace& ws_;
-  const float max_;  // of the row
-  float top_;        // of the survivors
+  const float max_, least_;  // of the row, see Extent
+  float top_;                // of the survivors
   Interval interval_;
   bool gathered_ = false;  // do the survivors lie in the workspace?
   int64_t n_;              // survivors; -1: not counted yet

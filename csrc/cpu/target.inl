@@ -69,15 +69,20 @@ struct Output {
 // x / t inside the interval, `filter` outside, a group at a time: `out` may be the row itself.
 static void write_interval(const Row& row, const Output& out, Interval interval, float t, float filter) {
   alignas(64) float buffer[kGroupSize], written[kGroupSize];
-  const float bottom = interval.bottom();
+  const float bottom = interval.bottom(), inverse = 1 / t;
+  int exponent;
+  const bool exact =
+      frexpf(t, &exponent) == 0.5f && inverse < INFINITY;  // a power of two: a product is the same, and quicker
   for (int64_t g = 0; g < row.groups(); ++g) {
+    const int64_t first = g * kGroupSize, n = row.limit - first < kGroupSize ? row.limit - first : kGroupSize;
     const float* x = row.group(g, -INFINITY, buffer);
+    const bool direct = out.dtype == kFloat32 && n == kGroupSize;
+    float* const to = direct ? reinterpret_cast<float*>(out.base) + first : written;
     for (int i = 0; i < kGroupSize; i += kLanes) {
       const V v = load(x + i);
-      store(written + i, choose(Interval::has(v, bottom, interval.hi), v / t, all(filter)));
+      store(to + i, choose(Interval::has(v, bottom, interval.hi), exact ? v * inverse : v / t, all(filter)));
     }
-    const int64_t first = g * kGroupSize;
-    out.put(first, written, row.limit - first < kGroupSize ? row.limit - first : kGroupSize);
+    if (!direct) out.put(first, written, n);
   }
 }
 
@@ -95,7 +100,7 @@ static void truncate_row(const TruncateArgs& args, int64_t r, const Workspace& w
     return;
   }
   if (opened.status == kEmpty) return out.fill(0, logits.vocab, args.filter_value);
-  Survivors survivors(opened.row, ws, opened.extent.max, opened.alive);
+  Survivors survivors(opened.row, ws, opened.extent, opened.alive);
   for (int i = 0; i + 1 < args.plan.count; ++i) survivors.run(cuts[i]);
   if (last == 0) {
     const int64_t token = first_id_of(opened.row, ws, survivors.top());
@@ -156,7 +161,7 @@ static float runner_up(const Row& row, const Workspace& ws, float max) {
 
 // The `top` largest log-probabilities, lower id first on ties; `ln_mass` belongs to the row at temperature 1.
 static void best_of_row(const SampleArgs& args, int64_t r, const Opened& opened, const Workspace& ws, double ln_mass) {
-  Survivors everything(opened.row, ws, opened.extent.max, opened.alive);
+  Survivors everything(opened.row, ws, opened.extent, opened.alive);
   const float bound = everything.nth_largest(double(args.top));
   const int64_t n = gather(opened.row, ws, {bound, INFINITY});
   int64_t filled = 0;
@@ -183,7 +188,7 @@ static void sample_row(const SampleArgs& args, int64_t r, const Workspace& ws) {
   const double max = opened.extent.max;
   const int64_t n = args.num_samples;
   int64_t* tokens = args.tokens + r * n;
-  Survivors survivors(opened.row, ws, opened.extent.max, opened.alive);
+  Survivors survivors(opened.row, ws, opened.extent, opened.alive);
   for (int i = 0; i + 1 < args.plan.count; ++i) survivors.run(cuts[i]);
 
   args.status[r] = kOk;
@@ -242,12 +247,12 @@ static float read_once(const float* x, int64_t n) {
 }
 
 static float exp_pass(const float* x, int64_t n) {
-  const V max = all(read_once(x, n)), c = all(scale_of(1));
+  const V max = all(read_once(x, n)), c = all(scale_of(1)), least = all(least_drop(scale_of(1)));
   V sums = all(0.0f);
   for (int64_t i = 0; i + kStep * kLanes <= n; i += kStep * kLanes) {
-    V y[kStep], w[kStep];
-    for (int k = 0; k < kStep; ++k) y[k] = scaled(load(x + i + k * kLanes), max, c);
-    exp2_of<kStep>(y, w);
+    V d[kStep], w[kStep];
+    for (int k = 0; k < kStep; ++k) d[k] = max_of(load(x + i + k * kLanes) - max, least);
+    exp2_of<kStep>(d, c, w);
     for (int k = 0; k < kStep; ++k) sums += w[k];
   }
   return float(sum_of_lanes(pairs_of(sums)));

@@ -1,5 +1,4 @@
-"""Processors for Hugging Face `generate()`: transformers' own warpers on fastdecode's engines, any plan as one processor,
-and a processor that draws the token itself. The only module that imports transformers.
+"""transformers' own warpers on fastdecode's engines, any plan as one processor, and a processor that draws the token itself.
 
 Every processor takes `(input_ids, scores)`, does not look at `input_ids`, and reads scores [B, V] (float32 as transformers
 passes them, or float16 or bfloat16; any row stride; logits or log-probabilities; any device). It answers with a new tensor of
@@ -14,14 +13,49 @@ that transformers lacks needs no class: `FusedLogitsProcessor(fastdecode.plan(fa
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from transformers.generation import logits_process as theirs
 
-from . import rules
-from .ops import sample, truncate
-from .plan import Plan, plan
-from .record import Sample
+from .. import rules
+from ..ops import sample, truncate
+from ..plan import Plan, plan
+from ..record import Sample
+
+
+def fresh_seed() -> int:
+    """64 bits from torch's default generator, so that `torch.manual_seed` rules them."""
+    return int(torch.randint(-(2**63), 2**63 - 1, (1,)))
+
+
+class _NoTopH(theirs.LogitsProcessor):
+    """In place of transformers' class where it has none (4.57)."""
+
+    def __init__(self, top_h: float, filter_value: float = -math.inf):
+        self.top_h, self.filter_value = top_h, filter_value
+
+
+_TheirTopH: Any = getattr(theirs, "TopHLogitsWarper", _NoTopH)
+
+# What transformers' warpers mean, read off their attributes; `stages.py` reads foreign objects with it, and the classes below
+# themselves. `+` and `int` make a number of the True that transformers accepts.
+RULES: dict[type, Callable[[Any, str], rules.Rule]] = {
+    theirs.TemperatureLogitsWarper: lambda w, _: rules.temperature(w.temperature),
+    _TheirTopH: lambda w, variant: rules.top_h(float(w.top_h), variant),
+    theirs.TopKLogitsWarper: lambda w, _: rules.top_k(+w.top_k),
+    theirs.TopPLogitsWarper: lambda w, _: rules.top_p(w.top_p, _keep(w)) if w.top_p != 0 else rules.top_k(_keep(w)),
+    theirs.MinPLogitsWarper: lambda w, _: rules.min_p(float(w.min_p), _keep(w)),
+    theirs.TypicalLogitsWarper: lambda w, _: rules.typical(w.mass, _keep(w)),
+    theirs.EpsilonLogitsWarper: lambda w, _: rules.epsilon(w.epsilon, _keep(w)),
+    theirs.EtaLogitsWarper: lambda w, _: rules.eta(float(w.epsilon), _keep(w)),  # there a tensor, here read back once
+}
+
+
+def _keep(warper: Any) -> int:
+    return int(warper.min_tokens_to_keep)
+
 
 # The warpers derive from transformers' classes: the constructor checks, the attributes and `isinstance` in user code are then
 # transformers' own, and only `__call__` is replaced.
@@ -34,6 +68,9 @@ class _Masker(theirs.LogitsProcessor):
     plan: Plan
     filter_value: float = -math.inf
 
+    def _read(self, kind: type, variant: str = "hf") -> None:
+        self.plan = plan(RULES[kind](self, variant))
+
     # transformers inspects this signature at every step, and refuses a third parameter even if it has a default.
     def __call__(self, input_ids: torch.LongTensor, scores: torch.Tensor) -> torch.Tensor:
         return truncate(scores, self.plan, filter_value=self.filter_value)
@@ -44,10 +81,10 @@ class TemperatureLogitsWarper(_Masker, theirs.TemperatureLogitsWarper):
 
     def __init__(self, temperature: float):
         super().__init__(temperature)
-        self.plan = plan(rules.temperature(temperature))
+        self._read(theirs.TemperatureLogitsWarper)
 
 
-class TopHLogitsWarper(_Masker, theirs.TopHLogitsWarper):
+class TopHLogitsWarper(_Masker, _TheirTopH):
     """Top-H: keep the most probable tokens while their entropy stays within `top_h` times the entropy of the row.
 
     `variant="hf"`, the default, is transformers' rule: both entropies are taken over the 100 largest logits, and that of the
@@ -60,7 +97,7 @@ class TopHLogitsWarper(_Masker, theirs.TopHLogitsWarper):
 
     def __init__(self, top_h: float, filter_value: float = -math.inf, *, variant: str = "hf"):
         super().__init__(top_h, filter_value)
-        self.plan = plan(rules.top_h(float(top_h), variant))
+        self._read(_TheirTopH, variant)
 
 
 class TopKLogitsWarper(_Masker, theirs.TopKLogitsWarper):
@@ -68,7 +105,7 @@ class TopKLogitsWarper(_Masker, theirs.TopKLogitsWarper):
 
     def __init__(self, top_k: int, filter_value: float = -math.inf, min_tokens_to_keep: int = 1):
         super().__init__(top_k, filter_value, min_tokens_to_keep)
-        self.plan = plan(rules.top_k(max(int(top_k), min_tokens_to_keep)))
+        self._read(theirs.TopKLogitsWarper)
 
 
 class TopPLogitsWarper(_Masker, theirs.TopPLogitsWarper):
@@ -81,8 +118,7 @@ class TopPLogitsWarper(_Masker, theirs.TopPLogitsWarper):
 
     def __init__(self, top_p: float, filter_value: float = -math.inf, min_tokens_to_keep: int = 1):
         super().__init__(top_p, filter_value, min_tokens_to_keep)
-        keep = int(min_tokens_to_keep)
-        self.plan = plan(rules.top_p(self.top_p, keep) if self.top_p != 0 else rules.top_k(keep))
+        self._read(theirs.TopPLogitsWarper)
 
 
 class MinPLogitsWarper(_Masker, theirs.MinPLogitsWarper):
@@ -93,7 +129,7 @@ class MinPLogitsWarper(_Masker, theirs.MinPLogitsWarper):
 
     def __init__(self, min_p: float, filter_value: float = -math.inf, min_tokens_to_keep: int = 1):
         super().__init__(min_p, filter_value, min_tokens_to_keep)
-        self.plan = plan(rules.min_p(float(min_p), int(min_tokens_to_keep)))
+        self._read(theirs.MinPLogitsWarper)
 
 
 class TypicalLogitsWarper(_Masker, theirs.TypicalLogitsWarper):
@@ -105,7 +141,7 @@ class TypicalLogitsWarper(_Masker, theirs.TypicalLogitsWarper):
 
     def __init__(self, mass: float = 0.9, filter_value: float = -math.inf, min_tokens_to_keep: int = 1):
         super().__init__(mass, filter_value, min_tokens_to_keep)
-        self.plan = plan(rules.typical(self.mass, int(min_tokens_to_keep)))
+        self._read(theirs.TypicalLogitsWarper)
 
 
 class EpsilonLogitsWarper(_Masker, theirs.EpsilonLogitsWarper):
@@ -113,7 +149,7 @@ class EpsilonLogitsWarper(_Masker, theirs.EpsilonLogitsWarper):
 
     def __init__(self, epsilon: float, filter_value: float = -math.inf, min_tokens_to_keep: int = 1):
         super().__init__(epsilon, filter_value, min_tokens_to_keep)
-        self.plan = plan(rules.epsilon(self.epsilon, self.min_tokens_to_keep))
+        self._read(theirs.EpsilonLogitsWarper)
 
 
 class EtaLogitsWarper(_Masker, theirs.EtaLogitsWarper):
@@ -127,7 +163,7 @@ class EtaLogitsWarper(_Masker, theirs.EtaLogitsWarper):
         self, epsilon: float, filter_value: float = -math.inf, min_tokens_to_keep: int = 1, device: str = "cpu"
     ):
         super().__init__(epsilon, filter_value, min_tokens_to_keep, device)
-        self.plan = plan(rules.eta(float(epsilon), self.min_tokens_to_keep))
+        self._read(theirs.EtaLogitsWarper)
 
 
 class TopNSigmaLogitsWarper(_Masker):
@@ -201,7 +237,7 @@ class SamplerLogitsProcessor(theirs.LogitsProcessor):
         self, plan: Plan | None, seed: int | torch.Tensor | None = None, stats: bool | tuple[str, ...] = False
     ):
         self.plan = plan
-        self.seed = int(torch.randint(-(2**63), 2**63 - 1, (1,))) if seed is None else seed
+        self.seed = fresh_seed() if seed is None else seed
         self.stats = stats
         self.reset()
 

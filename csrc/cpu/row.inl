@@ -1,0 +1,180 @@
+// What: a row of logits as floats, whatever it holds and wherever it lies, and its maxima.
+// Contract: kernels see groups of 256 floats; the last group is padded. 16-bit logits are converted in registers.
+// Idea: one look at the row for the largest logit of each group, which tells later passes what they need not look at.
+// Who does what: one thread, one row. Numbers: exact. Randomness: none.
+// Cost: row_max reads at the speed of the cache. Limits: none; rows of any length, alignment and type.
+
+#include "../args.h"
+#include "../philox.h"
+#include "simd.h"
+#include "workspace.h"
+
+namespace fastdecode {
+namespace FD_TARGET {
+
+constexpr double kLn2 = 0.693147180559945309417;
+constexpr float kLowest = -3.402823466e38f;  // the smallest finite logit: -inf never survives
+constexpr int kStep = kLanes == 4 ? 2 : 4;   // vectors side by side; SSE has 16 registers, of which constants take half
+constexpr int kChunk = 16 * kLanes;          // tokens added up in float, 16 to a lane, before they go on in double
+static_assert(kGroupSize % kChunk == 0, "a group is a whole number of chunks");
+
+// kLanes logits of a group as floats, from token i of it on.
+template <int kDtype>
+struct Lanes {
+  static constexpr bool kHalves = kDtype != kFloat32;
+  const void* first;
+  FD_FN V load_of(const void* first, int i) {
+    if (kDtype == kFloat32) return load(static_cast<const float*>(first) + i);
+    const uint16_t* h = static_cast<const uint16_t*>(first) + i;
+    return kDtype == kFloat16 ? load_f16(h) : load_bf16(h);
+  }
+  V operator[](int i) const { return load_of(first, i); }
+};
+
+#define FD_INLINE __attribute__((always_inline))  // for the lambdas given to Row::each: they are the kernels
+
+struct Row {
+  const void* base;
+  int dtype;
+  int64_t limit;
+
+  int64_t groups() const { return (limit + kGroupSize - 1) / kGroupSize; }
+
+  // The 256 logits of group g, in place or copied to `buffer`; past the end, `pad`.
+  const float* group(int64_t g, float pad, float* buffer) const {
+    const int64_t first = g * kGroupSize, n = limit - first < kGroupSize ? limit - first : kGroupSize;
+    if (dtype == kFloat32) {
+      const float* x = static_cast<const float*>(base) + first;
+      if (n == kGroupSize) return x;
+      memcpy(buffer, x, size_t(n) * 4);
+    } else {
+      const uint16_t* h = static_cast<const uint16_t*>(base) + first;
+      int64_t i = 0;
+      if (dtype == kFloat16)
+        for (; i + kLanes <= n; i += kLanes) store(buffer + i, load_f16(h + i));
+      else
+        for (; i + kLanes <= n; i += kLanes) store(buffer + i, load_bf16(h + i));
+      for (; i < n; ++i) buffer[i] = load_as_float(base, dtype, first + i);
+    }
+    for (int64_t i = n; i < kGroupSize; ++i) buffer[i] = pad;
+    return buffer;
+  }
+
+  // Calls look(g, x) for each group g, with its Lanes of whatever type: x[i] is a vector of floats. The last group, if it is
+  // not whole, is padded.
+  template <class Look>
+  FD_INLINE void each(float pad, Look look) const {
+    const int64_t whole = limit / kGroupSize, bytes = kGroupSize * bytes_of(dtype);
+    const char* at = static_cast<const char*>(base);
+    if (dtype == kFloat32)
+      for (int64_t g = 0; g < whole; ++g) look(g, Lanes<kFloat32>{at + g * bytes});
+    else if (dtype == kFloat16)
+      for (int64_t g = 0; g < whole; ++g) look(g, Lanes<kFloat16>{at + g * bytes});
+    else
+      for (int64_t g = 0; g < whole; ++g) look(g, Lanes<kBFloat16>{at + g * bytes});
+    alignas(64) float buffer[kGroupSize];
+    if (whole * kGroupSize < limit) look(whole, Lanes<kFloat32>{group(whole, pad, buffer)});
+  }
+
+  float at(int64_t i) const { return load_as_float(base, dtype, i); }
+};
+
+// The survivors' logits; -inf is in no interval.
+struct Interval {
+  float lo = -INFINITY, hi = INFINITY;
+
+  float bottom() const { return lo > kLowest ? lo : kLowest; }
+  bool open() const { return lo == -INFINITY && hi == INFINITY; }
+  FD_FN M has(V x, float bottom, float hi) { return both(at_least(x, all(bottom)), at_least(all(hi), x)); }
+};
+
+struct Extent {
+  float max;
+  bool special;             // some logit may be a NaN or infinite
+  float least = -INFINITY;  // no logit is smaller; -INFINITY where nobody looked
+};
+
+// The largest logit of the row and of each group.
+static Extent row_max_of_floats(const Row& row, float* group_max) {
+  V total = all(0.0f);  // not finite if any logit is not; nor if 10^38 is near, which the caller sorts out
+  V maximum = all(-INFINITY);
+  const float pad = row.at((row.limit - 1) / kGroupSize * kGroupSize);  // one of the last group's own
+  row.each(pad, [&](int64_t g, auto x) FD_INLINE {
+    V m0 = held(x[0]), m1 = held(x[kLanes]), m2 = held(x[2 * kLanes]), m3 = held(x[3 * kLanes]);
+    V t0 = m0, t1 = m1, t2 = m2, t3 = m3;
+    for (int i = 4 * kLanes; i < kGroupSize; i += 4 * kLanes) {
+      const V x0 = held(x[i]), x1 = held(x[i + kLanes]);
+      const V x2 = held(x[i + 2 * kLanes]), x3 = held(x[i + 3 * kLanes]);
+      m0 = max_of(m0, x0), m1 = max_of(m1, x1), m2 = max_of(m2, x2), m3 = max_of(m3, x3);
+      t0 += x0, t1 += x1, t2 += x2, t3 += x3;
+    }
+    total += (t0 + t1) + (t2 + t3);
+    const V m = max_of(max_of(m0, m1), max_of(m2, m3));
+    group_max[g] = largest_lane(m);
+    maximum = max_of(maximum, m);
+  });
+  const V rest = total - total;  // 0, or a NaN
+  return {largest_lane(maximum), bits_of(at_least(rest, rest)) != (1u << kLanes) - 1};
+}
+
+// The largest of sign * x over the lanes.
+FD_FN float largest_half(int dtype, H x, float sign) {
+  alignas(64) uint16_t lanes[2 * kLanes];
+  memcpy(lanes, &x, sizeof x);
+  const V first = dtype == kFloat16 ? load_f16(lanes) : load_bf16(lanes);
+  const V second = dtype == kFloat16 ? load_f16(lanes + kLanes) : load_bf16(lanes + kLanes);
+  return largest_lane(max_of(first * sign, second * sign));
+}
+
+// 16-bit logits in their order as integers: twice as many to a vector, and nothing to convert.
+static Extent row_max_of_halves(const Row& row, float* group_max) {
+  const uint16_t* h = static_cast<const uint16_t*>(row.base);
+  const int16_t infinity = row.dtype == kFloat16 ? 0x7c00 : 0x7f80;
+  auto ordered = [](H x) FD_INLINE { return x ^ ((x >> 15) & 0x7fff); };  // and back
+  H highest = H{} - 0x7fff, lowest = H{} + 0x7fff;
+  for (int64_t g = 0; g < row.groups(); ++g, h += kGroupSize) {
+    uint16_t buffer[kGroupSize];
+    const int64_t left = row.limit - g * kGroupSize;
+    const uint16_t* from = h;
+    if (left < kGroupSize) {
+      for (int i = 0; i < kGroupSize; ++i) buffer[i] = h[i < left ? i : 0];
+      from = buffer;
+    }
+    H high[2] = {ordered(load_halves(from)), ordered(load_halves(from + 2 * kLanes))};
+    H low[2] = {high[0], high[1]};
+    for (int i = 4 * kLanes; i < kGroupSize; i += 4 * kLanes)
+      for (int k = 0; k < 2; ++k) {
+        const H x = ordered(load_halves(from + i + 2 * k * kLanes));
+        high[k] = x > high[k] ? x : high[k], low[k] = x < low[k] ? x : low[k];
+      }
+    const H m = high[0] > high[1] ? high[0] : high[1], l = low[0] < low[1] ? low[0] : low[1];
+    highest = m > highest ? m : highest, lowest = l < lowest ? l : lowest;
+    group_max[g] = largest_half(row.dtype, ordered(m), 1);
+  }
+  Extent extent{group_max[0], false, INFINITY};
+  for (int64_t g = 1; g < row.groups(); ++g) extent.max = fmaxf(extent.max, group_max[g]);
+  for (int i = 0; i < 2 * kLanes; ++i) extent.special |= highest[i] >= infinity || lowest[i] <= ~infinity;
+  extent.least =
+      -largest_half(row.dtype, ordered(lowest), -1);  // costs nothing here, and more than it saves among floats
+  return extent;
+}
+
+static Extent row_max(const Row& row, float* group_max) {
+  return row.dtype == kFloat32 ? row_max_of_floats(row, group_max) : row_max_of_halves(row, group_max);
+}
+
+struct Specials {
+  int64_t nan = 0, inf = 0, minus_inf = 0;
+};
+
+static Specials count_specials(const Row& row) {
+  Specials found;
+  for (int64_t i = 0; i < row.limit; ++i) {
+    const float x = row.at(i);
+    found.nan += x != x, found.inf += x == INFINITY, found.minus_inf += x == -INFINITY;
+  }
+  return found;
+}
+
+}  // namespace FD_TARGET
+}  // namespace fastdecode

@@ -1,0 +1,36 @@
+"""Hugging Face `generate()` with fastdecode's engines. The only package that imports transformers (5.23, and 4.57 where it can).
+
+The shortest way is one argument, `model.generate(..., custom_generate=fastdecode.hf.sample)`, or none at all inside
+`with fastdecode.hf.accelerate(model):`; see `loop.py` and `accelerate.py`. Where transformers' own loop must run, there are its
+warpers by their own names, `FusedLogitsProcessor(plan)` and `SamplerLogitsProcessor(plan)`; see `warpers.py`. For continuous
+batching: `per_request(manager)`, in `batching.py`.
+"""
+
+import contextlib
+
+from .accelerate import accelerate
+from .loop import sample, sample_with
+from .warpers import (
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
+    FusedLogitsProcessor,
+    MinPLogitsWarper,
+    SamplerLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopHLogitsWarper,
+    TopKLogitsWarper,
+    TopNSigmaLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
+
+__all__ = [
+    "EpsilonLogitsWarper", "EtaLogitsWarper", "FusedLogitsProcessor", "MinPLogitsWarper", "SamplerLogitsProcessor",
+    "TemperatureLogitsWarper", "TopHLogitsWarper", "TopKLogitsWarper", "TopNSigmaLogitsWarper", "TopPLogitsWarper",
+    "TypicalLogitsWarper", "accelerate", "sample", "sample_with",
+]  # fmt: skip
+
+with contextlib.suppress(ImportError):  # transformers 4.57 has no such processors
+    from .batching import PerRequestLogitsProcessor, per_request
+
+    __all__ += ["PerRequestLogitsProcessor", "per_request"]

@@ -1,0 +1,78 @@
+"""Running the model, step by step, the way transformers' `_sample` runs it: 5.x, and 4.57."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from transformers.cache_utils import DynamicLayer
+from transformers.generation import utils as theirs
+
+_OLD = not hasattr(theirs.GenerationMixin, "_prefill")  # 4.57: one `prepare_inputs_for_generation` serves all steps
+
+
+class Forward:
+    """Calls the model, and holds what it needs from step to step, above all the cache."""
+
+    def __init__(self, model: Any, input_ids: torch.Tensor, generation_config: Any, model_kwargs: dict[str, Any]):
+        self.model, self.config, self.kwargs = model, generation_config, model_kwargs
+        compiled = model._valid_auto_compile_criteria(model_kwargs, generation_config)
+        self.call = model.get_compiled_call(generation_config.compile_config) if compiled else model.__call__
+        self.first = True
+        if _OLD:
+            self.kwargs = model._get_initial_cache_position(input_ids.shape[1], input_ids.device, model_kwargs)
+
+    def __call__(self, input_ids: torch.Tensor) -> Any:
+        """The model's output for the tokens that it has not seen yet."""
+        outputs = self._prefill(input_ids) if self.first else self._step(input_ids)
+        self.first = False
+        self.kwargs = self.model._update_model_kwargs_for_generation(
+            outputs, self.kwargs, is_encoder_decoder=self.model.config.is_encoder_decoder
+        )
+        return outputs
+
+    def _prefill(self, input_ids: torch.Tensor) -> Any:
+        if not _OLD:
+            first = not self.config.is_assistant
+            return self.model._prefill(input_ids, self.config, self.kwargs, is_first_iteration=first)
+        if self.config.prefill_chunk_size is not None:
+            self.kwargs = self.model._prefill_chunking(input_ids, self.config, **self.kwargs)
+            return self._step(input_ids)
+        return self.model(**self.model.prepare_inputs_for_generation(input_ids, **self.kwargs), return_dict=True)
+
+    def _step(self, input_ids: torch.Tensor) -> Any:
+        options = {} if _OLD else {"next_sequence_length": 1 if self.kwargs["use_cache"] else None}
+        inputs = self.model.prepare_inputs_for_generation(input_ids, **options, **self.kwargs)
+        return self.call(**inputs, return_dict=True)
+
+    def decoding(self) -> contextlib.AbstractContextManager:
+        """A context for the steps after the first: some models are rearranged for decoding."""
+        return contextlib.nullcontext() if _OLD else self.model._optimize_model_for_decode()
+
+    # ---- the cache ---------------------------------------------------------------------------------------------------
+
+    @property
+    def cache(self) -> Any:
+        return next((self.kwargs[name] for name in theirs.ALL_CACHE_NAMES if name in self.kwargs), None)
+
+    def outlives_the_call(self) -> bool:
+        """Will somebody see the cache afterwards? 4.57 does not say whose it is."""
+        return self.config.return_dict_in_generate or getattr(self.cache, "_is_user_defined", _OLD)
+
+    def can_be_shortened(self) -> bool:
+        """Can the last tokens be taken out of the cache? Only where every layer keeps all of them."""
+        cache = getattr(self.cache, "self_attention_cache", self.cache)
+        return cache is None or all(type(layer) is DynamicLayer for layer in getattr(cache, "layers", [None]))
+
+    def shorten(self, tokens: int) -> None:
+        if tokens and self.cache is not None and self.outlives_the_call():
+            self.cache.crop(-tokens)
+
+
+def synced(model: Any) -> bool:
+    """Must all processes go on until the last one has finished? As `generate` finds out for its own loops."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return False
+    sharded = theirs.is_deepspeed_zero3_enabled() or theirs.is_fsdp_managed_module(model)
+    return sharded and torch.distributed.get_world_size() > 1
