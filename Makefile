@@ -1,6 +1,7 @@
 # make demo     set everything up and watch a real model write with three samplers side by side
 # make test     set everything up and run all tests
 # make bench    measure, with the peers, and write bench/results, the README's tables and plots: ten minutes; bench-quick: one
+# make gpu-check  on a machine with an NVIDIA GPU and nvcc: build, all CUDA tests, compute-sanitizer, benchmarks
 # make dev      compile the extension again after a change in csrc/ (Python files need nothing)
 # make doctor   versions, build, engines, self-test
 # make lint     formatting and types
@@ -28,7 +29,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 # Without build isolation, objects under build/ are found again by the next build.
 IN_PLACE := $(PIP) --no-build-isolation -e
 
-.PHONY: demo test bench bench-quick dev doctor lint clean native
+.PHONY: demo test bench bench-quick gpu-check dev doctor lint clean native
 
 demo: $(VENV)/.demo native
 	$(BIN)/python -m fastdecode generate "$(PROMPT)" --compare --temperature 1.2 --seed $(SEED)
@@ -44,6 +45,14 @@ bench: $(VENV)/.bench native
 
 bench-quick: $(VENV)/.bench native
 	$(BIN)/python -m bench.run --quick
+
+# What would be skipped elsewhere fails here.
+gpu-check: $(VENV)/.test $(VENV)/.bench
+	FASTDECODE_CUDA=1 $(BIN)/python setup.py -q build_ext --inplace
+	FASTDECODE_REQUIRE=cpu,cuda $(BIN)/pytest -q tests -k cuda
+	for tool in memcheck racecheck synccheck; do \
+		compute-sanitizer --tool $$tool --error-exitcode 1 $(BIN)/python -m bench.gpu --sanitize || exit 1; done
+	$(BIN)/python -m bench.gpu
 
 dev: $(VENV)/.package native
 

@@ -2,13 +2,18 @@
 
 setuptools gives all files of an extension the same flags, and compiles them one after the other and all again when one
 changes. Here a file can have the flags of its instruction set, the files are compiled side by side, and only those that
-changed. It never looks at the machine's own processor: one wheel runs on all, and the engine chooses at run time.
+changed. It never looks at the machine's own processor or GPU: one wheel runs on all, and the engine chooses at run time.
+
+FASTDECODE_CUDA=0|1       leave the CUDA engine out, or fail without nvcc; unset: build it if nvcc is on PATH or in CUDA_HOME
+TORCH_CUDA_ARCH_LIST      architectures, such as "8.0 9.0+PTX"; unset: those below that this nvcc knows
 """
 
 import hashlib
 import os
 import platform
 import shlex
+import shutil
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -35,22 +40,83 @@ AVX512 += ["-Wno-uninitialized", "-Wno-maybe-uninitialized", "-Wno-unknown-warni
 X86_ONLY = {"csrc/cpu/target_avx2.cpp": AVX2, "csrc/cpu/target_avx512.cpp": [*AVX2, *AVX512]}
 
 SOURCES = sorted(path.as_posix() for pattern in ("*.cpp", "cpu/*.cpp") for path in Path("csrc").glob(pattern))
-HEADERS = sorted(path.as_posix() for pattern in ("*.h", "*.inl") for path in Path("csrc").rglob(pattern))
+HEADERS = sorted(path.as_posix() for pattern in ("*.h", "*.inl", "*.cuh") for path in Path("csrc").rglob(pattern))
+
+
+CUDA_SOURCE = "csrc/cuda/launch.cu"
+CUDA_ARCHS = "8.0 8.6 8.9 9.0+PTX 10.0 12.0+PTX"
+CUDA_FLAGS = ["-O3", "-std=c++17", "--threads", "0", "-Xptxas", "-v", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+
+
+class Cuda:
+    """nvcc and what to build with it, or why there is none."""
+
+    def __init__(self):
+        asked = os.environ.get("FASTDECODE_CUDA", "")
+        home = os.environ.get("CUDA_HOME")
+        self.nvcc = shutil.which("nvcc") or (home and shutil.which("nvcc", path=str(Path(home, "bin"))))
+        if asked == "1" and not self.nvcc:
+            raise SystemExit(
+                "FASTDECODE_CUDA=1 asks for the CUDA engine, and nvcc is neither on PATH nor in CUDA_HOME/bin."
+            )
+        self.missing = (
+            "not built, FASTDECODE_CUDA=0" if asked == "0" else "" if self.nvcc else "not built, no nvcc found"
+        )
+        if self.missing:
+            return
+        known = self._ask("--list-gpu-arch")
+        wanted = os.environ.get("TORCH_CUDA_ARCH_LIST") or CUDA_ARCHS
+        self.archs = [arch for arch in wanted.replace(";", " ").split() if f"compute_{self._digits(arch)}" in known]
+        if not self.archs:
+            raise SystemExit(f"TORCH_CUDA_ARCH_LIST must name architectures that {self.nvcc} knows; got {wanted!r}.")
+        self.version = self._ask("--version").split("release ")[-1].split(",")[0]
+        # As PTX, for GPUs that are newer than this list, and as machine code.
+        self.flags = [*CUDA_FLAGS, f'-DFD_CUDA_ARCHS="{" ".join(self.archs)}"', "-Icsrc"]
+        for arch in self.archs:
+            n = self._digits(arch)
+            code = f"[sm_{n},compute_{n}]" if arch.endswith("+PTX") else f"sm_{n}"
+            self.flags += ["-gencode", f"arch=compute_{n},code={code}"]
+
+    def _ask(self, option):
+        return subprocess.run([self.nvcc, option], stdout=subprocess.PIPE, text=True, check=True).stdout
+
+    @staticmethod
+    def _digits(arch):
+        return arch.removesuffix("+PTX").replace(".", "")
+
+    def compile(self, built):
+        """What ptxas says about registers and spills goes to a file beside the object."""
+        built.parent.mkdir(parents=True, exist_ok=True)
+        command = [self.nvcc, *self.flags, "-c", CUDA_SOURCE, "-o", str(built)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        built.with_suffix(".log").write_text(done.stdout)
+        if done.returncode:
+            raise SystemExit(f"{shlex.join(command)}\n{done.stdout}")
+
+    def link_flags(self):
+        """The CUDA runtime, linked statically: it looks for the driver when it is first used, and not before."""
+        told = subprocess.run([self.nvcc, "--dryrun", "-c", CUDA_SOURCE], stderr=subprocess.PIPE, text=True).stderr
+        root = Path(told.split("#$ TOP=")[-1].splitlines()[0])  # where nvcc itself thinks its toolkit is
+        found = [
+            path.parent
+            for place in ("lib64", "lib", "targets/*/lib")
+            for path in root.glob(f"{place}/libcudart_static.a")
+        ]
+        return [*(f"-L{path}" for path in found[:1]), "-lcudart_static", "-ldl", "-lrt"]
 
 
 class BuildNative(build_ext):
     def build_extension(self, ext):
         if self.compiler.compiler_type != "unix":
             raise SystemExit("fastdecode is compiled with g++ or clang++, and this build found neither.")
-        if os.environ.get("FASTDECODE_CUDA", "0") not in ("", "0"):
-            raise SystemExit("FASTDECODE_CUDA asks for the CUDA engine, which this version does not have; unset it.")
+        cuda = Cuda()
         command = getattr(self.compiler, "compiler_so_cxx", self.compiler.compiler_so)
         # A build for two processors at once (macOS: -arch arm64 -arch x86_64) can only hold what both understand.
         is_x86 = platform.machine().lower() in ("x86_64", "amd64") and "arm64" not in command
-        macros = [("FD_X86", str(int(is_x86)))]
+        macros = [("FD_X86", str(int(is_x86))), ("FD_CUDA", str(int(not cuda.missing)))]
         # Objects live under build/ whatever was asked for, so that `pip install .` and `build_ext --inplace` share them. The
         # folder is named after the Python, the compiler and its flags: a change of CXX or CXXFLAGS does not find old objects.
-        key = hashlib.sha256(shlex.join([*command, *COMMON, str(is_x86)]).encode()).hexdigest()[:12]
+        key = hashlib.sha256(shlex.join([*command, *COMMON, *map(str, macros)]).encode()).hexdigest()[:12]
         folder = Path("build", f"objects-{sys.implementation.cache_tag}-{key}")
 
         def compiled(source):
@@ -66,14 +132,21 @@ class BuildNative(build_ext):
         # More threads than cores gain nothing, and each compiler wants memory.
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = list(pool.map(compiled, sources))
+        libraries = ["-pthread"]
+        if not cuda.missing:
+            key = hashlib.sha256(shlex.join([cuda.version, *cuda.flags]).encode()).hexdigest()[:12]
+            built = Path("build", f"objects-cuda-{key}", "launch.o")
+            if self.force or newer_group([CUDA_SOURCE, *ext.depends], str(built)):
+                cuda.compile(built)
+            objects.append(str(built))
+            libraries += cuda.link_flags()
         self.compiler.link_shared_object(
-            objects, self.get_ext_fullpath(ext.name), extra_postargs=["-pthread"], target_lang="c++"
+            objects, self.get_ext_fullpath(ext.name), extra_postargs=libraries, target_lang="c++"
         )
         name = os.popen(f"{shlex.quote(command[0])} --version").readline().strip() or command[0]
         sets = "baseline, avx2, avx512" if is_x86 else "baseline"
-        print(
-            f"fastdecode: compiler: {name}; instruction sets: {sets}; cuda: not built yet in this version", flush=True
-        )
+        with_cuda = cuda.missing or f"{cuda.version} for {' '.join(cuda.archs)}"
+        print(f"fastdecode: compiler: {name}; instruction sets: {sets}; cuda: {with_cuda}", flush=True)
 
 
 setup(

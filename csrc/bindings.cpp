@@ -4,9 +4,28 @@
 
 #include <map>
 
-#include "cpu/engine.h"
+#include "args.h"
 #include "dtype.h"
 #include "philox.h"
+
+// What this file is compiled for: the module's name, whether it has the CUDA engine, and whether that is all it has because it
+// is the one that tests emulate on the CPU.
+#ifndef FD_MODULE
+#define FD_MODULE _native
+#endif
+#ifndef FD_CUDA
+#define FD_CUDA 0
+#endif
+#ifndef FD_EMULATED
+#define FD_EMULATED 0
+#endif
+
+#if FD_CUDA
+#include "cuda/engine.h"
+#endif
+#if !FD_EMULATED
+#include "cpu/engine.h"
+#endif
 
 namespace py = pybind11;
 using namespace fastdecode;
@@ -25,40 +44,36 @@ Logits logits_of(uintptr_t base, int dtype, int64_t rows, int64_t vocab, int64_t
 
 Plan plan_of(uintptr_t cuts, int64_t plans, int count) { return {at<const Cut>(cuts), count, plans == 1 ? 0 : count}; }
 
-void truncate_cpu(uintptr_t base, int dtype, int64_t rows, int64_t vocab, int64_t row_stride, int64_t limit,
-                  uintptr_t cuts, int64_t plans, int count, uintptr_t out, int64_t out_row_stride, float filter_value,
-                  int threads) {
+TruncateArgs truncate_args(uintptr_t base, int dtype, int64_t rows, int64_t vocab, int64_t row_stride, int64_t limit,
+                           uintptr_t cuts, int64_t plans, int count, uintptr_t out, int64_t out_row_stride,
+                           float filter_value) {
   TruncateArgs args;
   args.logits = logits_of(base, dtype, rows, vocab, row_stride, limit);
   args.plan = plan_of(cuts, plans, count);
   args.out = at<void>(out);
   args.out_row_stride = out_row_stride;
   args.filter_value = filter_value;
-  py::gil_scoped_release release;
-  truncate(args, threads);
+  return args;
 }
 
-// A coordinate is an address and a stride, or a number that the caller keeps alive here.
-struct Number {
-  int64_t value;
-  Coordinate as_coordinate(uintptr_t address, int64_t stride) const {
-    return address ? Coordinate{at<const int64_t>(address), stride} : Coordinate{&value, 0};
-  }
+// A coordinate is an address and a stride, or a number: then its address is null.
+struct Drawn {
+  SampleArgs args;
+  int64_t seed, step;
 };
 
-void sample_cpu(uintptr_t base, int dtype, int64_t rows, int64_t vocab, int64_t row_stride, int64_t limit,
-                uintptr_t cuts, int64_t plans, int count, int64_t seed, uintptr_t seeds, int64_t seed_stride,
-                int64_t step, uintptr_t steps, int64_t step_stride, uintptr_t streams, int64_t stream_stride,
-                int64_t num_samples, uintptr_t tokens, uintptr_t logprobs, uintptr_t kept, uintptr_t status,
-                uintptr_t raw_logprobs, uintptr_t entropy, uintptr_t kept_mass, uintptr_t max_prob, uintptr_t margin,
-                int64_t top, uintptr_t top_logprobs, uintptr_t top_ids, int64_t ids_per_row, uintptr_t ids,
-                uintptr_t logprobs_of, int threads) {
-  const Number the_seed{seed}, the_step{step};
+Drawn sample_args(uintptr_t base, int dtype, int64_t rows, int64_t vocab, int64_t row_stride, int64_t limit,
+                  uintptr_t cuts, int64_t plans, int count, int64_t seed, uintptr_t seeds, int64_t seed_stride,
+                  int64_t step, uintptr_t steps, int64_t step_stride, uintptr_t streams, int64_t stream_stride,
+                  int64_t num_samples, uintptr_t tokens, uintptr_t logprobs, uintptr_t kept, uintptr_t status,
+                  uintptr_t raw_logprobs, uintptr_t entropy, uintptr_t kept_mass, uintptr_t max_prob, uintptr_t margin,
+                  int64_t top, uintptr_t top_logprobs, uintptr_t top_ids, int64_t ids_per_row, uintptr_t ids,
+                  uintptr_t logprobs_of) {
   SampleArgs args;
   args.logits = logits_of(base, dtype, rows, vocab, row_stride, limit);
   args.plan = plan_of(cuts, plans, count);
-  args.seed = the_seed.as_coordinate(seeds, seed_stride);
-  args.step = the_step.as_coordinate(steps, step_stride);
+  args.seed = {at<const int64_t>(seeds), seed_stride};
+  args.step = {at<const int64_t>(steps), step_stride};
   args.stream = {at<const int64_t>(streams), stream_stride};
   args.num_samples = num_samples;
   args.tokens = at<int64_t>(tokens), args.logprobs = at<float>(logprobs);
@@ -67,7 +82,24 @@ void sample_cpu(uintptr_t base, int dtype, int64_t rows, int64_t vocab, int64_t 
   args.max_prob = at<float>(max_prob), args.margin = at<float>(margin);
   args.top = top, args.top_logprobs = at<float>(top_logprobs), args.top_ids = at<int64_t>(top_ids);
   args.ids_per_row = ids_per_row, args.ids = at<const int64_t>(ids), args.logprobs_of = at<float>(logprobs_of);
-  py::gil_scoped_release release;
+  return {args, seed, step};
+}
+
+// Binds `name`, whose Python arguments are those of `parse` and then those of `run`.
+template <class Parsed, class... Given, class... More>
+void bind(py::module_& m, const char* name, Parsed (*parse)(Given...), void (*run)(const Parsed&, More...)) {
+  m.def(name, [parse, run](Given... given, More... more) {
+    const Parsed parsed = parse(given...);
+    py::gil_scoped_release release;
+    run(parsed, more...);
+  });
+}
+
+#if !FD_EMULATED
+void sample_cpu(const Drawn& drawn, int threads) {
+  SampleArgs args = drawn.args;
+  if (!args.seed.base) args.seed = {&drawn.seed, 0};
+  if (!args.step.base) args.step = {&drawn.step, 0};
   sample(args, threads);
 }
 
@@ -86,14 +118,45 @@ std::string compiler() {
 #endif
 }
 
+#endif
+
+#if FD_CUDA
+cuda::Where where_of(int device, uintptr_t stream, int ranks) { return {device, at<void>(stream), ranks}; }
+
+void truncate_cuda(const TruncateArgs& args, int device, uintptr_t stream, int ranks) {
+  cuda::truncate(args, where_of(device, stream, ranks));
+}
+
+void sample_cuda(const Drawn& drawn, int device, uintptr_t stream, int ranks) {
+  cuda::sample(drawn.args, drawn.seed, drawn.step, where_of(device, stream, ranks));
+}
+
+// For tests: blocks for each row, threads of a block, whether the row stays in shared memory, bytes of it.
+std::tuple<int, int, bool, int64_t> cuda_shape(int multiprocessors, int64_t shared_bytes, int most_ranks, int dtype,
+                                               int64_t rows, int64_t vocab) {
+  const cuda::Shape shape =
+      cuda::shape_for({multiprocessors, shared_bytes, most_ranks}, logits_of(0, dtype, rows, vocab, vocab, vocab), 0);
+  return {shape.ranks, shape.threads, shape.resident, shape.bytes};
+}
+#endif
+
 }  // namespace
 
-PYBIND11_MODULE(_native, m) {
+PYBIND11_MODULE(FD_MODULE, m) {
   m.doc() =
       "The compiled engines of fastdecode. Use the functions of the package; these take raw addresses and check "
       "nothing.";
-  m.def("truncate_cpu", &truncate_cpu);
-  m.def("sample_cpu", &sample_cpu);
+  m.def("fields", [] { return std::vector<std::string>{FD_CUT_FIELDS}; });
+#if FD_CUDA
+  bind(m, "truncate_cuda", truncate_args, truncate_cuda);
+  bind(m, "sample_cuda", sample_args, sample_cuda);
+  m.def("cuda_shape", &cuda_shape);
+  m.def("cuda_built_for", &cuda::built_for);
+  m.def("cuda_devices", &cuda::devices);
+#endif
+#if !FD_EMULATED
+  bind(m, "truncate_cpu", truncate_args, truncate);
+  bind(m, "sample_cpu", sample_args, sample_cpu);
   m.def("philox4x32_10", &philox);
   m.def("exponential", &exponential);
   m.def("read_once", [](uintptr_t x, int64_t n) { return read_once(at<const float>(x), n); });
@@ -101,6 +164,6 @@ PYBIND11_MODULE(_native, m) {
   m.def("targets", &targets);
   m.def("target", &target);
   m.def("use_target", &use_target);
-  m.def("fields", [] { return std::vector<std::string>{FD_CUT_FIELDS}; });
   m.def("compiler", &compiler);
+#endif
 }

@@ -7,7 +7,7 @@
 #include <math.h>
 
 #if defined(__CUDACC__)
-#define FD_FN static inline __host__ __device__ __forceinline__
+#define FD_FN static __host__ __device__ __forceinline__
 #else
 #define FD_FN static inline __attribute__((always_inline))
 #endif
@@ -75,6 +75,12 @@ FD_FN double needed(const Cut& cut, const Sums& whole) {
 FD_FN bool stops(const Cut& cut, const Sums& before, const Sums& through, const Sums& whole, double need) {
   const double so_far = measured(cut, through, whole);
   return int(cut.stop) == kStopAfter ? so_far >= need && through.n >= cut.keep : so_far > need && before.n >= cut.keep;
+}
+
+// Is the end of the walk among tokens with these sums? (Of a kStopBefore walk: can it be?)
+FD_FN bool reaches(const Cut& cut, const Sums& part, const Sums& whole, double need) {
+  const double so_far = measured(cut, part, whole);
+  return int(cut.stop) == kStopAfter ? so_far >= need && part.n >= cut.keep : so_far > need && part.n > cut.keep;
 }
 
 // What a floor may look at; d is relative to the survivors' own maximum here.

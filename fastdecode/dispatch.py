@@ -1,6 +1,6 @@
 """Which engine runs a call: the only place that decides, and the only reader of environment variables.
 
-FASTDECODE_BACKEND=reference|cpu|triton  use this engine, or fail; unset: the fastest one that can run on the logits' device
+FASTDECODE_BACKEND=reference|cpu|cuda|triton  use this engine, or fail; unset: the fastest one that can run on the logits' device
 FASTDECODE_CPU=baseline|avx2|avx512    the instruction set of the cpu engine; unset: the best one this machine has
 FASTDECODE_REQUIRE=cpu,...             engines that the tests must find here: a missing one fails instead of being skipped
 TRITON_INTERPRET=1                     Triton's own: the triton engine then runs on CPU tensors, slowly
@@ -42,8 +42,15 @@ try:
 except ImportError as error:
     MISSING["cpu"] = f"the compiled extension is not there ({error}); reinstall fastdecode with a C++17 compiler"
 
+try:
+    from . import cuda
+
+    ENGINES["cuda"] = cuda.load()
+except ImportError as error:
+    MISSING["cuda"] = str(error)
+
 # The engines that can run on a device type, the fastest first. What comes after the reference runs only if asked for.
-PREFERENCE: dict[str, tuple[str, ...]] = {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")}
+PREFERENCE: dict[str, tuple[str, ...]] = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 
 # Imported only where it can run: it takes as long as the rest of the package.
 _interpreting = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")

@@ -11,6 +11,7 @@ import os.path
 import platform
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
@@ -72,9 +73,20 @@ def _build() -> Probes:
     if native is None:
         yield "extension", lambda: "not there"
         return
+    cuda = getattr(native._native, "cuda_built_for", None)  # type: ignore[attr-defined]
+    yield "cuda engine", lambda: f"built for {cuda()}" if cuda else "not built: no nvcc, or FASTDECODE_CUDA=0"
+    if cuda:
+        yield "cuda devices", lambda: "; ".join(_cuda_devices(native._native))  # type: ignore[attr-defined]
     labels = {"compiler": "compiler", "targets": "instruction sets", "target": "in use"}
     for key, label in labels.items():
         yield label, lambda key=key: native.build_info()[key]  # type: ignore[attr-defined, misc]
+
+
+def _cuda_devices(compiled: Any) -> list[str]:
+    try:
+        return compiled.cuda_devices()
+    except RuntimeError as error:  # usual where there is no driver, and no failure
+        return [f"none: {error}"]
 
 
 def _engines() -> Probes:

@@ -19,7 +19,7 @@ NATIVE = sorted(p for p in (ROOT / "csrc").rglob("*") if p.is_file())
 SOURCES = sorted(
     p for room in OURS for p in (ROOT / room).rglob("*") if p.suffix in {".py", ".h", ".cpp", ".inl", ".cu", ".cuh"}
 )  # fmt: skip
-ENGINES = [p for p in PYTHON if p.name in ("native.py", "reference.py") or "triton" in p.name] + [
+ENGINES = [p for p in PYTHON if p.name in ("native.py", "cuda.py", "reference.py") or "triton" in p.name] + [
     p for p in NATIVE if p.suffix != ".md"
 ]  # fmt: skip
 

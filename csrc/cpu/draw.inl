@@ -13,32 +13,6 @@
 namespace fastdecode {
 namespace FD_TARGET {
 
-// -log(v) in double for v in (0, 1), to about 1e-15; a plain loop of these becomes vector code.
-FD_FN double exponential_of(uint32_t word) {
-  const double v = uniform_of(word);
-  uint64_t bits;
-  memcpy(&bits, &v, 8);
-  // v = m * 2^e with m in [sqrt(1/2), sqrt(2)): the offset makes the exponent field count from there.
-  const uint64_t shifted = bits - 0x3fe6a09e667f3bcdull + (1023ull << 52);
-  const uint64_t exponent = shifted >> 52;  // 1023 + e
-  const uint64_t m_bits = bits - (exponent << 52) + (1023ull << 52);
-  const uint64_t e_bits = exponent | 0x4330000000000000ull;  // 2^52 + exponent as a double
-  double m, e;
-  memcpy(&m, &m_bits, 8);
-  memcpy(&e, &e_bits, 8);
-  e -= 4503599627370496.0 + 1023.0;
-  const double s = (m - 1) / (m + 1), s2 = s * s;
-  double p = 1.0 / 17;
-  p = p * s2 + 1.0 / 15;
-  p = p * s2 + 1.0 / 13;
-  p = p * s2 + 1.0 / 11;
-  p = p * s2 + 1.0 / 9;
-  p = p * s2 + 1.0 / 7;
-  p = p * s2 + 1.0 / 5;
-  p = p * s2 + 1.0 / 3;
-  return -(e * kLn2 + 2 * s * (1 + s2 * p));
-}
-
 // E = -log(v) for indices [first, first + n), first a multiple of 4; writes up to 63 entries more.
 static void exponentials(const Coordinates& at, int64_t first, int64_t n, double* out) {
   constexpr int kQuads = 16;

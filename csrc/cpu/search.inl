@@ -31,12 +31,6 @@ FD_FN void add(Sums* sums, float w, float y) {
 
 FD_FN Sums plus(const Sums& a, const Sums& b) { return {a.n + b.n, a.mass + b.mass, a.moment + b.moment}; }
 
-// Is the end of the walk among tokens with these sums? (Of a kStopBefore walk: can it be?)
-FD_FN bool reaches(const Cut& cut, const Sums& part, const Sums& whole, double need) {
-  const double so_far = measured(cut, part, whole);
-  return int(cut.stop) == kStopAfter ? so_far >= need && part.n >= cut.keep : so_far > need && part.n > cut.keep;
-}
-
 // 2. The sums over the keys at or above each of two pivots; without kMoment, the moments are NaN.
 template <bool kMoment>
 static void sums_above(const Tokens& tokens, int64_t n, float high, float low, Sums* above) {

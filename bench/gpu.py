@@ -1,0 +1,236 @@
+"""Benchmarks on a GPU: from logits to a token, against peers, and beside it the time of reading the logits once. `make gpu-check`.
+
+    python -m bench.gpu                writes bench/results/<device>.jsonl and prints a short table last
+    python -m bench.gpu --quick        few sizes
+    python -m bench.gpu --sanitize     a small set of calls for compute-sanitizer, and no timing
+
+Every candidate is captured in one CUDA graph of calls on inputs that rotate through more memory than the L2 cache has; one that
+cannot be captured (it waits for the device) is run without, and the record says so. Peers that want probabilities pay for their
+softmax. Nothing here has run yet where this was written: there was no GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import re
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+
+import torch
+from cases import cycle
+
+import fastdecode as fd
+
+from . import ROOT
+from .rows import rows
+
+Call = Callable[[torch.Tensor], object]
+
+RULES = {
+    "none": (),
+    "min_p": (fd.min_p(0.05),),
+    "top_k": (fd.top_k(50),),
+    "top_p": (fd.top_p(0.95),),
+    "typical": (fd.typical(0.9),),
+    "top_h": (fd.top_h(0.4),),
+    "top_k, top_p, min_p": (fd.top_k(50), fd.top_p(0.95), fd.min_p(0.05)),
+}
+ROUNDS, REPEATS = 7, 5
+
+
+def ours(rules: tuple, temperature: float) -> Call:
+    plan = fd.plan(fd.temperature(temperature), *rules)
+    return lambda x: fd.sample(x, plan, seed=1).tokens
+
+
+def transformers_step(rule: str, temperature: float) -> Call | None:
+    """The warpers, softmax and multinomial of `generate`, in float32 as there."""
+    hf = importlib.import_module("transformers.generation.logits_process")
+    made = {
+        "none": (),
+        "min_p": (hf.MinPLogitsWarper(0.05),),
+        "top_k": (hf.TopKLogitsWarper(50),),
+        "top_p": (hf.TopPLogitsWarper(0.95),),
+        "typical": (hf.TypicalLogitsWarper(0.9),),
+        "top_k, top_p, min_p": (hf.TopKLogitsWarper(50), hf.TopPLogitsWarper(0.95), hf.MinPLogitsWarper(0.05)),
+    }.get(rule)
+    if made is None:
+        return None
+
+    def step(x: torch.Tensor) -> torch.Tensor:
+        x = x.float() / temperature
+        for warper in made:
+            x = warper(None, x)
+        return torch.multinomial(x.softmax(-1), 1)
+
+    return step
+
+
+def flashinfer_step(rule: str, temperature: float) -> Call | None:
+    try:
+        sampling = importlib.import_module("flashinfer.sampling")
+    except ImportError:
+        return None
+    by_probabilities = {
+        "none": lambda p: sampling.sampling_from_probs(p),
+        "min_p": lambda p: sampling.min_p_sampling_from_probs(p, 0.05),
+        "top_k": lambda p: sampling.top_k_sampling_from_probs(p, 50),
+        "top_p": lambda p: sampling.top_p_sampling_from_probs(p, 0.95),
+    }.get(rule)
+    return by_probabilities and (lambda x: by_probabilities(torch.softmax(x.float() / temperature, -1)))
+
+
+def vllm_step(rule: str, temperature: float) -> Call | None:
+    try:
+        sampler = importlib.import_module("vllm.v1.sample.ops.topk_topp_sampler")
+    except ImportError:
+        return None
+    k, p = {"top_k": (50, None), "top_p": (None, 0.95)}.get(rule, (None, None))
+    if k is None and p is None:
+        return None
+
+    def step(x: torch.Tensor) -> torch.Tensor:
+        ks = None if k is None else torch.full((len(x),), k, device=x.device)
+        ps = None if p is None else torch.full((len(x),), p, device=x.device)
+        masked = sampler.apply_top_k_top_p(x.float() / temperature, ks, ps)
+        return sampler.random_sample(masked.softmax(-1, dtype=torch.float32), {})
+
+    return step
+
+
+def candidates(rule: str, temperature: float) -> Iterator[tuple[str, Call]]:
+    yield "fastdecode", ours(RULES[rule], temperature)
+    for name, make in (("transformers", transformers_step), ("flashinfer", flashinfer_step), ("vllm", vllm_step)):
+        step = make(rule, temperature)
+        if step is not None:
+            yield name, step
+            if name == "transformers":
+                yield "transformers, compiled", torch.compile(step, dynamic=False)
+
+
+def microseconds(call: Call, inputs: list[torch.Tensor]) -> tuple[float, bool]:
+    """The median time of a call, and whether the calls were replayed from a graph."""
+    for x in inputs[:2]:
+        call(x)
+    torch.cuda.synchronize()
+    graph: torch.cuda.CUDAGraph | None = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            for x in inputs:
+                call(x)
+    except RuntimeError:
+        graph = None
+        torch.cuda.synchronize()
+    samples = []
+    for _ in range(ROUNDS):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        for _ in range(REPEATS):
+            if graph:
+                graph.replay()
+            else:
+                for x in inputs:
+                    call(x)
+        end.record()
+        end.synchronize()
+        samples.append(start.elapsed_time(end) * 1000 / (REPEATS * len(inputs)))
+    return statistics.median(samples[1:]), graph is not None
+
+
+def copy_bandwidth() -> float:
+    """Bytes a microsecond, read and written by a large copy: what a kernel that reads can hope for."""
+    source = torch.empty(2**30, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    time, _ = microseconds(lambda x: target.copy_(x), [source])
+    return 2 * source.numel() / time
+
+
+def measure(quick: bool) -> list[dict]:
+    device = torch.cuda.get_device_properties(0)
+    bandwidth = copy_bandwidth()
+    common = {
+        "device": device.name,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "copy_bytes_per_us": round(bandwidth),
+    }
+    found = []
+    for vocab in (128256,) if quick else (32000, 128256, 262144):
+        for kind in ("real",) if quick else ("real", "flat", "peaked"):
+            for dtype in (torch.float32, torch.bfloat16):
+                for batch in (1, 64) if quick else (1, 8, 64, 256, 512):
+                    x = rows(kind, vocab, 64).to("cuda", dtype)
+                    x = x.repeat(-(-batch // 64), 1)[:batch]
+                    size = x.numel() * x.element_size()
+                    copies = max(2, min(64, 3 * device.L2_cache_size // size + 1))
+                    inputs = [x.clone() for _ in range(copies)]
+                    for rule in RULES:
+                        for temperature in (1.0,) if quick else (1.0, 2.0):
+                            for name, call in candidates(rule, temperature):
+                                time, graph = microseconds(call, inputs)
+                                case = {
+                                    "rule": rule,
+                                    "T": temperature,
+                                    "rows": kind,
+                                    "B": batch,
+                                    "V": vocab,
+                                    "dtype": str(dtype)[6:],
+                                }
+                                found.append(
+                                    {
+                                        **common,
+                                        **case,
+                                        "who": name,
+                                        "us": round(time, 3),
+                                        "one_read_us": round(size / bandwidth, 3),
+                                        "graph": graph,
+                                    }
+                                )
+    return found
+
+
+def sanitize() -> None:
+    """Every path of the engine once: few and many survivors, aligned and not, each dtype, a batch by row."""
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        for vocab in (1, 257, 5000, 50257):
+            for scale in (0.3, 4.0):
+                x = (torch.randn(3, vocab, device="cuda") * scale).to(dtype)
+                for rules in RULES.values():
+                    plan = fd.plan(fd.temperature(cycle((1.0, 0.0, 2.0), 3)), *rules)
+                    fd.sample(x, plan, seed=1, num_samples=2, stats=True, top_logprobs=1)
+                    fd.truncate(x, plan, out=x.clone())
+    torch.cuda.synchronize()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description="Benchmarks on a GPU.")
+    parser.add_argument("--quick", action="store_true", help="few sizes")
+    parser.add_argument("--sanitize", action="store_true", help="calls for compute-sanitizer, no timing")
+    options = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        print("bench.gpu needs a CUDA device, and torch sees none.", file=sys.stderr)
+        return 1
+    if options.sanitize:
+        sanitize()
+        return 0
+    found = measure(options.quick)
+    name = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")
+    path = ROOT / "bench" / "results" / f"{name}.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in found))
+    print(
+        f"written to {path.relative_to(ROOT)}\n{'rule':22} {'rows':7} {'dtype':9} {'T':>3} {'V':>7} {'B':>4} {'us':>9} {'reads':>6}"
+    )
+    for record in found:
+        if record["who"] == "fastdecode" and record["rows"] == "real" and record["V"] == 128256:
+            reads = record["us"] / record["one_read_us"]
+            print(
+                f"{record['rule']:22} {record['rows']:7} {record['dtype']:9} {record['T']:3} {record['V']:7} {record['B']:4} {record['us']:9} {reads:6.2f}"
+            )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

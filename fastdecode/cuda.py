@@ -1,0 +1,98 @@
+"""The CUDA engine: tensors to addresses. One kernel a call, on torch's current stream of the logits' device; it can be captured in
+a CUDA graph, and where seed, step and streams are tensors, the replayed graph reads them again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .record import STATISTICS, Draw, Wanted
+
+_CODE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+_DTYPE = {"tokens": torch.int64, "kept": torch.int64, "status": torch.uint8, "top_ids": torch.int64}
+
+
+class Engine:
+    """See `dispatch.Engine`.
+
+    Args:
+        compiled: the module with `truncate_cuda` and `sample_cuda`.
+        ranks: blocks for each row; 0: as many as the engine thinks good. No answer depends on it.
+    """
+
+    def __init__(self, compiled: Any, ranks: int = 0):
+        self._compiled, self.ranks = compiled, ranks
+
+    def truncate(
+        self, logits: torch.Tensor, cuts: torch.Tensor, out: torch.Tensor, filter_value: float, vocab_limit: int
+    ) -> None:
+        """See `dispatch.Engine`."""
+        self._compiled.truncate_cuda(
+            *_rows(logits, cuts, vocab_limit), out.data_ptr(), out.stride(0), filter_value, *self._where(logits)
+        )  # fmt: skip
+
+    def sample(self, logits: torch.Tensor, cuts: torch.Tensor, draw: Draw, wanted: Wanted) -> dict[str, torch.Tensor]:
+        """See `dispatch.Engine`."""
+        batch, n, device = logits.shape[0], draw.num_samples, logits.device
+        top, ids = wanted.top_logprobs, wanted.logprobs_of
+        drawn = (batch,) if draw.flat else (batch, n)
+        shapes: dict[str, tuple[int, ...]] = {"tokens": drawn, "logprobs": drawn, "raw_logprobs": drawn}
+        shapes |= {"top_logprobs": (batch, top), "top_ids": (batch, top)}
+        if ids is not None:
+            shapes["logprobs_of"] = tuple(ids.shape)
+        found = {
+            name: torch.empty(shapes.get(name, (batch,)), dtype=_DTYPE.get(name, torch.float32), device=device)
+            for name in wanted.fields()
+        }
+
+        def address(name: str) -> int:
+            return found[name].data_ptr() if name in found else 0
+
+        streams = (0, 0) if draw.streams is None else (draw.streams.data_ptr(), draw.streams.stride(0))
+        self._compiled.sample_cuda(
+            *_rows(logits, cuts, draw.vocab_limit), *_coordinate(draw.seed), *_coordinate(draw.step), *streams, n,
+            *map(address, ("tokens", "logprobs", "kept", "status", *STATISTICS)), top, address("top_logprobs"), address("top_ids"),
+            0 if ids is None else ids.shape[1], 0 if ids is None else ids.data_ptr(), address("logprobs_of"), *self._where(logits),
+        )  # fmt: skip
+        return found
+
+    def _where(self, logits: torch.Tensor) -> tuple[int, int, int]:
+        """Device, stream, blocks for each row."""
+        index = logits.device.index
+        return index, torch.cuda.current_stream(index).cuda_stream, self.ranks
+
+    def build_info(self) -> dict[str, str]:
+        """What the kernels were compiled for, and the devices that are there."""
+        return {"built for": self._compiled.cuda_built_for(), "devices": "; ".join(self._compiled.cuda_devices())}
+
+
+def _rows(logits: torch.Tensor, cuts: torch.Tensor, vocab_limit: int) -> tuple:
+    batch, vocab = logits.shape
+    plans, count, _ = cuts.shape
+    return (
+        logits.data_ptr(), _CODE[logits.dtype], batch, vocab, logits.stride(0), vocab_limit, cuts.data_ptr(), plans, count
+    )  # fmt: skip
+
+
+def _coordinate(value: int | torch.Tensor) -> tuple[int, int, int]:
+    """A number; or the address and stride of one number for each row. The caller keeps the tensor alive."""
+    if isinstance(value, torch.Tensor):
+        return 0, value.data_ptr(), value.stride(0)
+    return value, 0, 0
+
+
+def load() -> Engine:
+    """The engine of this build.
+
+    Raises:
+        ImportError: it was built without CUDA, or no driver or device is there; the message says which.
+    """
+    from . import _native
+
+    if not hasattr(_native, "sample_cuda"):
+        raise ImportError("this build has no CUDA; reinstall fastdecode where nvcc is, or with FASTDECODE_CUDA=1")
+    if not torch.cuda.is_available():
+        raise ImportError("torch sees no CUDA device")
+    return Engine(_native)

@@ -1,0 +1,38 @@
+// The launcher's twin: csrc/cuda/engine.h by emulation.
+#include <stdexcept>
+
+#include "../../csrc/cuda/shape.h"
+#include "machine.h"
+
+namespace fastdecode {
+namespace cuda {
+namespace {
+
+template <class Body>
+void launch(const Logits& logits, const Where& where, int64_t seed, int64_t step, Body body) {
+  if (logits.rows == 0) return;
+  Device device;
+  device.shared_bytes = where.device == 0 ? int64_t(227) << 10 : 0;  // device 1 has none to keep a row in
+  device.most_ranks = kMaxRanks;
+  const Shape shape = shape_of(device, logits, where.ranks);
+  const int threads = shape.ranks == 1 ? 128 : 64;  // no answer depends on it
+  const Launch how{seed, step, threads, shape.ranks, shape.resident};
+  fastdecode::emulated::run({logits.rows, shape.ranks, threads, size_t(shape.bytes)}, [&] { body(how); });
+}
+
+}  // namespace
+
+void truncate(const TruncateArgs& args, const Where& where) {
+  launch(args.logits, where, 0, 0, [&](const Launch& how) { truncate_row(args, how); });
+}
+
+void sample(const SampleArgs& args, int64_t seed, int64_t step, const Where& where) {
+  launch(args.logits, where, seed, step, [&](const Launch& how) { sample_row(args, how); });
+}
+
+Shape shape_for(const Device& device, const Logits& logits, int ranks) { return shape_of(device, logits, ranks); }
+std::string built_for() { return "the emulation"; }
+std::vector<std::string> devices() { return {"emulated"}; }
+
+}  // namespace cuda
+}  // namespace fastdecode

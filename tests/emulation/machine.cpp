@@ -1,0 +1,274 @@
+// The scheduler: a warp runs until its lanes wait for others, a block's or a cluster's barrier opens when all are there.
+#include "machine.h"
+
+#include <stdlib.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "../../csrc/dtype.h"
+#include "emulation.h"
+#include "fiber.h"
+
+namespace fastdecode {
+namespace cuda {
+namespace emulated {
+
+using fastdecode::emulated::Context;
+using fastdecode::emulated::Stack;
+
+Here here;
+
+namespace {
+
+enum State { kReady, kWaiting, kDone };
+
+struct Fiber {
+  Context context;
+  State state;
+  Scope scope;  // what it waits for,
+  int line;     // and where
+  Here here;
+  int turn;       // of the warp's slots
+  int vote_turn;  // of the block's votes
+};
+
+struct Warp {
+  Fiber* lanes;
+  uint64_t slots[2][32];
+};
+
+struct Block {
+  std::vector<Warp> warps;
+  int votes[3];
+  char* shared;
+  std::vector<std::pair<char*, size_t>> gaps;
+};
+
+struct Machine {
+  fastdecode::emulated::Grid grid;
+  const std::function<void()>* kernel;
+  std::vector<std::unique_ptr<Stack>> stacks;
+  std::vector<Fiber> fibers;
+  std::vector<Block> blocks;
+  std::vector<char*> shared;
+  Context scheduler;
+  Fiber* running = nullptr;
+  std::string error;
+  uint64_t dice = 88172645463325252ull;
+} machine;
+
+uint64_t roll() {
+  machine.dice ^= machine.dice << 13, machine.dice ^= machine.dice >> 7, machine.dice ^= machine.dice << 17;
+  return machine.dice;
+}
+
+const char* const kNames[] = {"warp", "block", "cluster"};
+
+std::string place_of(const Fiber& f) {
+  const std::string who = "thread " + std::to_string(f.here.thread) + " of block " + std::to_string(f.here.rank);
+  if (f.state == kDone) return who + " has ended";
+  return who + " waits at a barrier of its " + kNames[f.scope] + " (line " + std::to_string(f.line) + ")";
+}
+
+[[noreturn]] void fail(const std::string& what) {
+  throw std::runtime_error("row " + std::to_string(here.row) + ": " + what);
+}
+
+[[noreturn]] void diverged(const Fiber& a, const Fiber& b) {
+  fail("a barrier is not reached by all threads: " + place_of(a) + ", while " + place_of(b));
+}
+
+void leave() {  // to the scheduler
+  Fiber* const self = machine.running;
+  self->here = here;
+  fastdecode::emulated::go(&self->context, &machine.scheduler);
+}
+
+void begin() {
+  fastdecode::emulated::arrive(&machine.running->context, &machine.scheduler);
+  (*machine.kernel)();
+  machine.running->state = kDone;
+  leave();
+  abort();
+}
+
+bool same_place(const Fiber& a, const Fiber& b) {
+  return a.state == b.state && (a.state == kDone || (a.scope == b.scope && a.line == b.line));
+}
+
+// Runs a warp until all its lanes wait at a wider barrier or have ended.
+void run_warp(Warp& warp) {
+  for (;;) {
+    const bool backwards = roll() & 1;
+    for (int i = 0; i < 32; ++i) {
+      Fiber& lane = warp.lanes[backwards ? 31 - i : i];
+      if (lane.state != kReady) continue;
+      machine.running = &lane, here = lane.here;
+      fastdecode::emulated::go(&machine.scheduler, &lane.context);
+      if (!machine.error.empty()) fail(machine.error);
+    }
+    for (int i = 1; i < 32; ++i)
+      if (!same_place(warp.lanes[0], warp.lanes[i])) diverged(warp.lanes[0], warp.lanes[i]);
+    if (warp.lanes[0].state == kDone || warp.lanes[0].scope != kWarp) return;
+    for (int i = 0; i < 32; ++i) warp.lanes[i].state = kReady;
+  }
+}
+
+void check_gaps(const Block& block) {
+  for (const auto& gap : block.gaps) {
+#if FD_ASAN
+    ASAN_UNPOISON_MEMORY_REGION(gap.first, gap.second);
+#endif
+    for (size_t i = 0; i < gap.second; ++i)
+      if (gap.first[i] != char(0xA5)) fail("shared memory was written past the end of an array");
+  }
+}
+
+void run_cluster(int64_t row) {
+  const auto& grid = machine.grid;
+  const int warps = grid.threads / 32;
+  for (int r = 0; r < grid.ranks; ++r) {
+    Block& block = machine.blocks[size_t(r)];
+    block.gaps.clear();
+    block.votes[0] = block.votes[1] = block.votes[2] = 0;
+    for (size_t i = 0; i < grid.shared_bytes; ++i) block.shared[i] = char(0x7f + 37 * i);
+    for (int t = 0; t < grid.threads; ++t) {
+      const size_t index = size_t(r) * size_t(grid.threads) + size_t(t);
+      Fiber& f = machine.fibers[index];
+      f.state = kReady, f.turn = f.vote_turn = 0;
+      f.here = {t, grid.threads, r, grid.ranks, row, block.shared, machine.shared.data(), grid.shared_bytes};
+      machine.stacks[index]->prepare(&f.context, begin);
+    }
+  }
+  here.row = row;
+  // Warps in an order of its own for each row: a stride that has no factor in common with their number.
+  const int all = warps * grid.ranks;
+  int stride = int(roll() % uint64_t(all)) | 1;
+  while (all % stride == 0 && stride > 1) stride = int(roll() % uint64_t(all)) | 1;
+  const auto coprime = [](int a, int b) {
+    while (b) {
+      const int rest = a % b;
+      a = b, b = rest;
+    }
+    return a == 1;
+  };
+  while (!coprime(stride, all)) ++stride;
+  std::vector<int> order;
+  for (int i = 0, w = int(roll() % uint64_t(all)); i < all; ++i, w = (w + stride) % all) order.push_back(w);
+
+  for (;;) {
+    bool progress = false;
+    for (const int w : order) {
+      Warp& warp = machine.blocks[size_t(w / warps)].warps[size_t(w % warps)];
+      if (warp.lanes[0].state != kReady) continue;
+      run_warp(warp);
+      progress = true;
+    }
+    // Whole blocks, then the whole cluster.
+    bool all_done = true, cluster_waits = true;
+    const Fiber& first = machine.fibers[0];
+    for (Block& block : machine.blocks) {
+      const Fiber& lead = block.warps[0].lanes[0];
+      for (Warp& warp : block.warps)
+        if (!same_place(lead, warp.lanes[0])) diverged(lead, warp.lanes[0]);
+      all_done &= lead.state == kDone;
+      cluster_waits &= lead.state == kWaiting && lead.scope == kCluster;
+      if (lead.state == kWaiting && lead.scope == kBlock) {
+        for (Warp& warp : block.warps)
+          for (int i = 0; i < 32; ++i) warp.lanes[i].state = kReady;
+        progress = true;
+      }
+    }
+    if (all_done) break;
+    if (cluster_waits) {
+      for (Block& block : machine.blocks)
+        if (!same_place(first, block.warps[0].lanes[0])) diverged(first, block.warps[0].lanes[0]);
+      for (Fiber& f : machine.fibers) f.state = kReady;
+      progress = true;
+    }
+    if (!progress)
+      for (Block& block : machine.blocks)
+        if (!same_place(first, block.warps[0].lanes[0])) diverged(first, block.warps[0].lanes[0]);
+  }
+  for (const Block& block : machine.blocks) check_gaps(block);
+}
+
+}  // namespace
+
+void wait(Scope scope, int line) {
+  Fiber* const self = machine.running;
+  self->state = kWaiting, self->scope = scope, self->line = line;
+  leave();
+}
+
+uint64_t* slots(int) {
+  Fiber& self = *machine.running;
+  Block& block = machine.blocks[size_t(here.rank)];
+  return block.warps[size_t(here.thread / 32)].slots[self.turn++ & 1];
+}
+
+int votes(bool yes, int line) {
+  int* const votes = machine.blocks[size_t(here.rank)].votes;
+  const int turn = machine.running->vote_turn++;
+  votes[turn % 3] += yes;
+  wait(kBlock, line);
+  votes[(turn + 2) % 3] = 0;  // nobody is there before all have left the next call
+  return votes[turn % 3];
+}
+
+void watch(char* gap, size_t bytes) {
+  if (here.thread != 0) return;
+  memset(gap, 0xA5, bytes);
+  machine.blocks[size_t(here.rank)].gaps.push_back({gap, bytes});
+#if FD_ASAN
+  ASAN_POISON_MEMORY_REGION(gap, bytes);
+#endif
+}
+
+void stop(const char* why) {
+  machine.error = place_of(*machine.running) + " last; now: " + why;
+  leave();
+  abort();
+}
+
+}  // namespace emulated
+}  // namespace cuda
+
+namespace emulated {
+
+void run(const Grid& grid, const std::function<void()>& kernel) {
+  auto& machine = cuda::emulated::machine;
+  machine.grid = grid, machine.kernel = &kernel, machine.error.clear();
+  const size_t fibers = size_t(grid.ranks) * size_t(grid.threads);
+  while (machine.stacks.size() < fibers) machine.stacks.push_back(std::make_unique<Stack>());
+  machine.fibers = std::vector<cuda::emulated::Fiber>(fibers);
+  machine.blocks = std::vector<cuda::emulated::Block>(size_t(grid.ranks));
+  std::vector<std::unique_ptr<char, void (*)(void*)>> memory;
+  machine.shared.clear();
+  for (int r = 0; r < grid.ranks; ++r) {
+    // A piece of its own for each block, of just that size: one byte past it is AddressSanitizer's.
+    memory.emplace_back(static_cast<char*>(aligned_alloc(16, (grid.shared_bytes + 15) / 16 * 16)), free);
+    auto& block = machine.blocks[size_t(r)];
+    block.shared = memory.back().get();
+    machine.shared.push_back(block.shared);
+    block.warps = std::vector<cuda::emulated::Warp>(size_t(grid.threads / 32));
+    for (size_t w = 0; w < block.warps.size(); ++w)
+      block.warps[w].lanes = &machine.fibers[size_t(r) * size_t(grid.threads) + 32 * w];
+  }
+  machine.scheduler = {};
+  try {
+    for (int64_t row = 0; row < grid.rows; ++row) cuda::emulated::run_cluster(row);
+  } catch (...) {
+#if FD_ASAN
+    for (auto& block : machine.blocks) ASAN_UNPOISON_MEMORY_REGION(block.shared, grid.shared_bytes);
+#endif
+    cuda::emulated::here = {};
+    throw;
+  }
+  cuda::emulated::here = {};
+}
+
+}  // namespace emulated
+}  // namespace fastdecode

@@ -1,0 +1,289 @@
+"""Here the CUDA engine is judged beyond conformance. Without a GPU: that no answer depends on the cluster, that the emulation sees
+what it is there to see, how the real thing compiles. With one: graphs, streams and devices.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import fields
+from pathlib import Path
+
+import emulated
+import pytest
+import torch
+from cases import CHAINS, HOSTILE, PLANS, SIZES, TYPICAL, normal, ordinary
+from conftest import stand_in
+
+import fastdecode as fd
+from fastdecode import dispatch
+
+ROOT = Path(__file__).parent.parent
+ON_GPU = "cuda" in dispatch.ENGINES
+
+
+@pytest.fixture
+def gpu() -> torch.device:
+    if not ON_GPU:
+        (pytest.fail if "cuda" in dispatch.required() else pytest.skip)(dispatch.MISSING["cuda"])
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+# ---- the same answer from every cluster, bit for bit ------------------------------------------------------------------
+
+
+def everything(logits: torch.Tensor, plan: fd.Plan) -> list[torch.Tensor]:
+    limit = logits.shape[1]
+    ids = torch.full((len(logits), 1), limit // 2)
+    s = fd.sample(logits, plan, seed=5, step=2, num_samples=2, stats=True, top_logprobs=min(3, limit), logprobs_of=ids)
+    return [fd.truncate(logits, plan), *(getattr(s, field.name) for field in fields(s))]
+
+
+def assert_same(got: list[torch.Tensor], want: list[torch.Tensor]) -> None:
+    for one, other in zip(got, want):
+        assert torch.equal(one.nan_to_num(nan=7e7), other.nan_to_num(nan=7e7))
+
+
+def answers_of(ranks: int, resident: bool, rows: list[torch.Tensor], plans: list[str]) -> list[list[torch.Tensor]]:
+    engine = dispatch.ENGINES["cuda"] if ON_GPU else emulated.Engine(ranks, resident)
+    with stand_in("cuda", engine), dispatch.use("cuda"):
+        return [everything(x, PLANS[name].make(len(x))) for x in rows for name in plans]
+
+
+# One row of each hostile input and size; every plan would take minutes, so each row goes through the next three of them.
+ROWS = [given.logits()[-1:] for given in (*HOSTILE, *SIZES) if given.logits().shape[1] <= 32000]
+NAMES = [case.name for case in (*TYPICAL, *CHAINS)]
+
+
+@pytest.mark.skipif(
+    ON_GPU, reason="a GPU's cluster size is the launcher's business: test_batches_of_all_sizes_on_a_gpu"
+)
+@pytest.mark.parametrize("resident", [True, False], ids=["on chip", "from memory"])
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8, 16])
+def test_no_answer_depends_on_the_cluster(ranks, resident):
+    plans = [[NAMES[(3 * i + k) % len(NAMES)] for k in range(3)] for i in range(len(ROWS))]
+    for x, names in zip(ROWS, plans):
+        for got, want in zip(answers_of(ranks, resident, [x], names), _of_two_blocks(x, names)):
+            assert_same(got, want)
+
+
+_KNOWN: dict[tuple, list[list[torch.Tensor]]] = {}
+
+
+def _of_two_blocks(x: torch.Tensor, names: list[str]) -> list[list[torch.Tensor]]:
+    """What the conformance suite has judged."""
+    key = (x.data_ptr(), *names)
+    if key not in _KNOWN:
+        _KNOWN[key] = answers_of(2, True, [x], names)
+    return _KNOWN[key]
+
+
+def test_the_longest_rows(engine):
+    """A million tokens; one more is refused by the launcher on a GPU."""
+    if engine.name != "cuda":
+        pytest.skip("of the CUDA engine")
+    x = torch.from_numpy(normal(1, 2**20, 2.0, 91).numpy())
+    plan = fd.plan(fd.top_k(50), fd.top_p(0.9))
+    with dispatch.use("cpu"):
+        want = fd.sample(x, plan, seed=1, num_samples=8)
+    got = fd.sample(x, plan, seed=1, num_samples=8)
+    assert torch.equal(got.tokens, want.tokens) and torch.equal(got.kept, want.kept)
+
+
+# ---- how a row is cut up ----------------------------------------------------------------------------------------------
+
+
+H200 = (132, 227 << 10, 8)
+RTX3090 = (82, 99 << 10, 1)
+FLOAT32, BFLOAT16 = 0, 2
+
+
+@pytest.mark.parametrize(
+    "device, dtype, rows, vocab, ranks, resident",
+    [
+        (H200, FLOAT32, 1, 128256, 8, True),  # as many blocks as there may be: nobody else wants the chip
+        (H200, BFLOAT16, 1, 128256, 8, True),
+        (H200, FLOAT32, 256, 128256, 8, True),  # two of its blocks on a multiprocessor: 64 kB of logits each
+        (H200, BFLOAT16, 256, 128256, 4, True),
+        (H200, FLOAT32, 256, 32000, 2, True),
+        (H200, BFLOAT16, 4096, 32000, 1, True),
+        (H200, FLOAT32, 1, 1000, 1, True),  # too short to share
+        (H200, FLOAT32, 1, 2**20, 8, False),  # 4 MB do not fit: read again from the L2 cache
+        (RTX3090, FLOAT32, 1, 128256, 1, False),  # no clusters before sm_90
+        (RTX3090, BFLOAT16, 1, 8192, 1, True),
+    ],
+)
+def test_the_shape_of_a_launch(device, dtype, rows, vocab, ranks, resident):
+    got_ranks, threads, got_resident, shared = emulated.module().cuda_shape(*device, dtype, rows, vocab)
+    assert (got_ranks, got_resident) == (ranks, resident)
+    assert threads % 32 == 0 and 128 <= threads <= 1024 and shared <= device[1]
+    assert shared >= (vocab * (4 if dtype == FLOAT32 else 2) // ranks if resident else 0)
+
+
+# ---- what the emulation is there to see -------------------------------------------------------------------------------
+
+
+def test_the_kernels_touch_nothing_that_is_not_theirs():
+    """AddressSanitizer and UBSan, over rows of every size, type and alignment."""
+    done = emulated.check(ROOT, ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"])
+    assert done.returncode == 0 and "answers alike" in done.stdout, done.stdout
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """Builds the check program of a tree in which one place is another, and says what it printed."""
+
+    def run(file: str, right: str, wrong: str, *flags: str) -> str:
+        for folder in ("csrc", "tests/emulation"):
+            shutil.copytree(ROOT / folder, tmp_path / folder, dirs_exist_ok=True)
+        path = tmp_path / "csrc" / "cuda" / file
+        text = path.read_text()
+        assert text.count(right) == 1, f"{file} has {right!r} {text.count(right)} times"
+        path.write_text(text.replace(right, wrong))
+        done = emulated.check(tmp_path, ["-O1", *flags])
+        assert done.returncode != 0, f"with {wrong!r} for {right!r} nothing was seen"
+        return done.stdout
+
+    return run
+
+
+LEAVE_PART = "for (int i = 0; i < n; ++i) part[warp()][i] = v[i];\n    sync_block();"
+
+FAULTS = {
+    "a block's barrier is left out": ("team.cuh", LEAVE_PART, LEAVE_PART.replace("sync_block();", ""), "another answer|barrier is not reached"),
+    "a cluster's barrier is left out": (
+        "list.cuh", "  row.team.meet();\n  // Counts become places.", "  // Counts become places.", "another answer|past the end|barrier",
+    ),
+    "some threads do not come to a barrier": (
+        "draw.cuh", "  row.team.table_in_use = true;", "  if (thread() < 32) sync_block();", "barrier is not reached by all threads",
+    ),
+    "some lanes do not come to a shuffle": (
+        "list.cuh", "    if (!ballot(mine != 0)) continue;", "    if (mine == 0) continue;", "barrier is not reached by all threads",
+    ),
+    "a block does not come to the cluster's barrier": (
+        "kernel.cuh", "    flag_row(args, r, status);\n    sync_cluster();", "    flag_row(args, r, status);\n    if (rank()) sync_cluster();",
+        "barrier is not reached by all threads",
+    ),
+    "a slice one group too long": (
+        "kernel.cuh", "  slice.end = slice.first + slice.per_block < row.groups", "  slice.end = 1 + slice.first + slice.per_block < row.groups",
+        "another answer|past the end",
+    ),
+    "an answer that depends on the number of warps": ("measure.cuh", "*a += chunk[0][k], *b += chunk[1][k];", "*a += chunk[0][k] * warps(), *b += chunk[1][k];", "another answer"),
+    "a list without an end": ("list.cuh", "  if (all[0] > kList) {", "  if (all[0] > 64 * kList) {", "past the end|another answer|not in shared memory"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_seen(broken, fault):
+    file, right, wrong, said = FAULTS[fault]
+    printed = broken(file, right, wrong)
+    assert re.search(said, printed), printed
+
+
+def test_a_read_past_the_row_is_seen(broken):
+    """The last tokens of a row, without asking whether they exist."""
+    printed = broken("slice.cuh", "const bool exists = start + j < slice.limit;", "const bool exists = true;", "-g", "-fsanitize=address")  # fmt: skip
+    assert "heap-buffer-overflow" in printed, printed
+
+
+# ---- the real thing, compiled ------------------------------------------------------------------------------------------
+
+# The functions that walk over tokens. Around them, plans and cuts are a few numbers that wait on the stack for a call to return.
+HOT = (
+    "open_once",
+    "pass_of_sums",
+    "pass_of_spread",
+    "gather",
+    "weigh",
+    "search_list",
+    "sum_of_table",
+    "bound_by_groups",
+    "guess",
+    "write_row",
+    "first_id_of",
+    "winning_group",
+)
+
+
+def test_no_hot_kernel_spills_registers():
+    logs = sorted(ROOT.glob("build/objects-cuda-*/launch.log"), key=lambda path: path.stat().st_mtime)
+    if not logs:
+        (pytest.fail if "cuda" in dispatch.required() else pytest.skip)("this build has no CUDA")
+    found: dict[str, set[int]] = {}
+    for name, stores in re.findall(
+        r"Function properties for (\S+)\n\s+\d+ bytes stack frame, (\d+) bytes spill stores", logs[-1].read_text()
+    ):
+        for hot in HOT:
+            if re.search(rf"cuda\d+{hot}E", name):
+                found.setdefault(hot, set()).add(int(stores))
+    assert set(found) == set(HOT), "ptxas names other functions"
+    assert {name: most for name, most in found.items() if most != {0}} == {}
+
+
+def test_a_build_without_a_driver_says_so():
+    """Importing is fine; using it is an error with CUDA's own words."""
+    from fastdecode import _native
+
+    if ON_GPU or not hasattr(_native, "sample_cuda"):
+        pytest.skip("only for a build with CUDA on a machine without")
+    with pytest.raises(RuntimeError, match=r"CUDA engine could not .*\(cudaError"):
+        _native.cuda_devices()
+    assert "torch sees no CUDA device" in dispatch.MISSING["cuda"]
+
+
+# ---- on a GPU ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_replayed_graph_draws_fresh_tokens(gpu):
+    x = ordinary(4, 32000, 92).to(gpu)
+    step = torch.zeros(4, dtype=torch.int64, device=gpu)
+    plan = fd.plan(fd.temperature(1.5), fd.top_p(0.95))
+    fd.sample(x, plan, seed=3, step=step)  # sets the kernel's attributes, which a capture may not
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        s = fd.sample(x, plan, seed=3, step=step)
+        step += 1
+    seen = []
+    for at in range(8):
+        graph.replay()
+        seen.append(s.tokens.clone())
+        assert torch.equal(seen[-1], fd.sample(x, plan, seed=3, step=at).tokens)
+    assert len({tuple(tokens.tolist()) for tokens in seen}) > 1
+
+
+def test_it_runs_on_the_current_stream(gpu):
+    """On a stream that is kept busy, the answer comes after what was enqueued before it."""
+    x = torch.zeros(64, 128256, device=gpu)
+    stream = torch.cuda.Stream(gpu)
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(20_000_000)
+        x[:, 77] = 50.0
+        tokens = fd.sample(x, fd.plan(fd.min_p(0.5)), seed=1).tokens
+    stream.synchronize()
+    assert (tokens == 77).all()
+
+
+def test_several_devices(gpu):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one device")
+    x = ordinary(3, 1000, 93)
+    want = fd.sample(x.to("cuda:0"), seed=1).tokens.cpu()
+    assert torch.equal(fd.sample(x.to("cuda:1"), seed=1).tokens.cpu(), want)
+    assert torch.cuda.current_device() == gpu.index
+
+
+def test_batches_of_all_sizes_on_a_gpu(gpu):
+    """The launcher takes another cluster for each; a row's answer stays the same."""
+    x = ordinary(8, 128256, 94).to(gpu)
+    plan = fd.plan(fd.temperature(2.0), fd.typical(0.9))
+    want = fd.sample(x, plan, seed=1, stats=True)
+    for copies in (1, 2, 16, 64, 512):
+        many = x.repeat(copies, 1)
+        got = fd.sample(many, plan, seed=1, streams=torch.arange(8, device=gpu).repeat(copies), stats=True)
+        for name in ("tokens", "logprobs", "kept", "entropy", "kept_mass"):
+            assert torch.equal(getattr(got, name), getattr(want, name).repeat(copies))
+
+
+def test_too_long_a_row_is_refused(gpu):
+    with pytest.raises(RuntimeError, match="1048576"):
+        fd.sample(torch.zeros(1, 2**20 + 1, device=gpu), seed=1)
