@@ -222,7 +222,7 @@ def _distinct(tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _log_pi(engine, rows, cuts, ids, limit: int, is_soft, overall_for: str, found) -> torch.Tensor:
     """ln pi of the candidates, 0 where there is none: among themselves, or overall, among all survivors, for "nobody",
-    "ordinary" rows or "all"; `found` is what the engine has told about ordinary rows."""
+    "ordinary" rows or "all"; `found` is what the engine has told about the tokens it drew."""
     temperature = cuts[:, -1, FIELDS.index("temperature")].double()[:, None]
     temperature = torch.where(temperature == 0, 1.0, temperature)
     real = ids >= 0
@@ -230,8 +230,11 @@ def _log_pi(engine, rows, cuts, ids, limit: int, is_soft, overall_for: str, foun
     if overall_for == "nobody":
         return torch.where(real, among, 0.0)
     known = found is not None and rows.dtype != torch.float64 and not (rows.requires_grad and torch.is_grad_enabled())
-    if known and overall_for == "ordinary":
-        overall = found["logprobs"][:, :1].double().expand_as(among)  # ordinary rows have one candidate
+    if known and found is not None:
+        logprobs = found[
+            "logprobs"
+        ].double()  # for "all" the candidates are the tokens; ordinary rows have one, the first
+        overall = logprobs if overall_for == "all" else logprobs[:, :1].expand_as(among)
     else:
         keep = _keep(engine, rows.detach(), cuts, limit)
         overall = _relative(rows, keep).div(temperature).log_softmax(1).gather(1, ids.clamp(min=0))

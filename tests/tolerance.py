@@ -87,3 +87,5 @@ QUANTILE = 1e-9  # relative, of a gamma quantile against scipy's: the upper tail
 # Standard errors that a mean may be off. With fixed streams it is off by a constant; beyond 5 it is by chance in one of
 # 1.7 million contracts, and a fault must be 10 away.
 ERRORS_FAIR, ERRORS_CAUGHT = 5.0, 10.0
+
+CACHED = 2e-5  # absolute: weights and entropies from a tiny model in float32, with its cache and without: logits differ by 1e-6
