@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import torch
 
-_STEPS = 40  # Newton steps, each halving the bracket at least; 8 are usual
+_STEPS = 40  # of Newton's method at most; 8 are usual
+_CONVERGED = 4e-16  # a step in ln x: below it a number is left as it is, so that it does not depend on its neighbours
 _DIFFERENCE = (
     1e-3  # of a; the error of the five-point rule is its fourth power, about the rounding of what is subtracted
 )
@@ -56,10 +57,14 @@ def _log_quantile(shape: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     low = (u.log() + torch.lgamma(shape + 1)) / shape
     high = torch.maximum(low, (2 * shape + 50).log())
     log_x = torch.maximum(low, shape.log())
+    done = torch.zeros_like(log_x, dtype=torch.bool)
     for _ in range(_STEPS):
         x = log_x.exp()
         excess = torch.where(upper, (1 - u) - torch.special.gammaincc(shape, x), torch.special.gammainc(shape, x) - u)
         high, low = torch.where(excess > 0, log_x, high), torch.where(excess > 0, low, log_x)
         moved = log_x - excess / torch.exp(shape * log_x - x - lgamma)
-        log_x = torch.where((moved >= low) & (moved <= high), moved, (low + high) / 2)
+        moved = torch.where((moved >= low) & (moved <= high), moved, (low + high) / 2)
+        log_x, done = torch.where(done, log_x, moved), done | ((moved - log_x).abs() <= _CONVERGED * (1 + log_x.abs()))
+        if log_x.device.type == "cpu" and bool(done.all()):  # elsewhere asking costs more than the steps
+            break
     return log_x

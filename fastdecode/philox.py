@@ -57,3 +57,10 @@ def uniform(index: torch.Tensor, seed: torch.Tensor, step: torch.Tensor, stream:
 def stream_for(use: int, sample: torch.Tensor | int, request: torch.Tensor) -> torch.Tensor:
     """The stream of one use and one sample of a request."""
     return (use << (STREAM_BITS + SAMPLE_BITS)) | (sample << STREAM_BITS) | (request & ((1 << STREAM_BITS) - 1))
+
+
+def uniforms(
+    use: int, ids: torch.Tensor, seed: torch.Tensor, step: torch.Tensor, streams: torch.Tensor
+) -> torch.Tensor:
+    """`uniform` for token ids [B, n] and coordinates [B]."""
+    return uniform(ids, seed[:, None], step[:, None], stream_for(use, 0, streams)[:, None])

@@ -137,7 +137,7 @@ def soft_tokens(
 
     overall_for = "all" if noise == "multi" else "nobody" if soft_rows is None else "ordinary"
     log_pi = _log_pi(engine, rows, cuts, ids, limit, is_soft, overall_for, found)
-    drawn, score = _scores(how, log_pi, real, times, column, ids, draw)
+    drawn, score = _scores(engine, how, log_pi, real, times, column, ids, draw)
     weights = times / draw.num_samples if noise == "multi" else score.masked_fill(~real, -math.inf).softmax(1)
     weights = torch.where(is_soft[:, None], weights, real.double())
     order = score.detach().masked_fill(~real, -math.inf).argsort(dim=1, descending=True, stable=True)
@@ -250,24 +250,21 @@ def _relative(x: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
     return x - torch.where(top > -math.inf, top, 0.0)
 
 
-def _scores(how, log_pi, real, times, tau, ids, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
+def _scores(engine, how, log_pi, real, times, tau, ids, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
     """The noise, and the score: weights are its softmax (multi: in its order)."""
     kind, strength = how
     if kind == "none":
         return times, log_pi
     if kind == "multi":
         return times, times
-    columns = [column[:, None] for column in draw.columns(len(ids), ids.device)]
-
-    def at(use: int) -> tuple[torch.Tensor, ...]:
-        seed, step, request = columns
-        return ids.clamp(min=0), seed, step, philox.stream_for(use, 0, request)
+    columns = draw.columns(len(ids), ids.device)
+    uniforms = getattr(engine, "uniforms", philox.uniforms)  # compiled, where the engine is
 
     if kind == "gumbel":
-        g = philox.noise(*at(philox.SOFT_GUMBEL))
+        g = -torch.log(-torch.log(uniforms(philox.SOFT_GUMBEL, ids.clamp(min=0), *columns)))
         return g, (log_pi + strength * g) / tau
     concentration = torch.where(real, log_pi.exp().clamp(min=_LEAST_SHARE) * strength, 1.0)
-    u, v = (philox.uniform(*at(use)) for use in (philox.SOFT_GAMMA, philox.SOFT_BOOST))
+    u, v = (uniforms(use, ids.clamp(min=0), *columns) for use in (philox.SOFT_GAMMA, philox.SOFT_BOOST))
     log_y = log_gamma(concentration, u, v).masked_fill(~real, -math.inf).log_softmax(1)
     log_y = torch.where(real, log_y, 0.0)
     return log_y.detach(), log_y

@@ -123,6 +123,20 @@ def test_a_row_draws_the_same_alone(reference, noise):
         assert noise == "none" or not torch.equal(other.weights, whole.weights[0]) or other.tokens != whole.tokens[0]
 
 
+def test_compiled_uniforms_are_those_of_torch():
+    """Bit for bit, at both ends of every coordinate, and from numbers that stand for all rows."""
+    native = pytest.importorskip("fastdecode.native")
+    ids = torch.tensor([[0, 1, 2, 3, 4], [2**32 - 1, 5, 128255, 6, 7]])
+    seeds, streams = torch.tensor([-(2**63), 2**63 - 1]), torch.tensor([0, 2**40 - 1])
+    for use in (philox.SOFT_GUMBEL, philox.SOFT_GAMMA, philox.SOFT_BOOST):
+        for where in (
+            (seeds, torch.tensor([2**32 - 1]).expand(2), streams),
+            (seeds[:1].expand(2), streams, streams[:1].expand(2)),
+        ):
+            got = native.uniforms(use, ids.T.contiguous().T, *where)
+            assert torch.equal(got, philox.uniforms(use, ids, *where)) and len(got.unique()) == 10
+
+
 def test_gamma_numbers_by_their_definition():
     """Against scipy's quantiles, from concentrations where half of the numbers underflow to large ones."""
     a = torch.tensor([1e-6, 1e-3, 0.05, 0.5, 1.0, 4.0, 30.0, 1e3], dtype=torch.float64)[:, None]
