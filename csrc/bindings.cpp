@@ -103,6 +103,20 @@ void sample_cpu(const Drawn& drawn, int threads) {
   sample(args, threads);
 }
 
+// The v of tokens `ids` [rows, n] for one use of the stream: soft tokens need a handful of them, far from one for each token.
+void uniforms(int use, int64_t rows, int64_t n, uintptr_t ids, uintptr_t seeds, int64_t seed_stride, uintptr_t steps,
+              int64_t step_stride, uintptr_t streams, int64_t stream_stride, uintptr_t out) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const uint64_t request = uint64_t(at<const int64_t>(streams)[r * stream_stride]);
+    const Coordinates here{uint64_t(at<const int64_t>(seeds)[r * seed_stride]),
+                           uint64_t(at<const int64_t>(steps)[r * step_stride]), stream_for(Use(use), 0, request)};
+    for (int64_t i = r * n; i < (r + 1) * n; ++i) {
+      const int64_t id = at<const int64_t>(ids)[i];
+      at<double>(out)[i] = uniform_of(words_of(here, uint32_t(id >> 2)).w[id & 3]);
+    }
+  }
+}
+
 std::vector<uint32_t> philox(const std::vector<uint32_t>& counter, const std::vector<uint32_t>& key) {
   if (counter.size() != 4 || key.size() != 2)
     throw std::invalid_argument("philox4x32_10 takes 4 counter words and 2 key words");
@@ -159,6 +173,7 @@ PYBIND11_MODULE(FD_MODULE, m) {
   bind(m, "sample_cpu", sample_args, sample_cpu);
   m.def("philox4x32_10", &philox);
   m.def("exponential", &exponential);
+  m.def("uniforms", &uniforms);
   m.def("read_once", [](uintptr_t x, int64_t n) { return read_once(at<const float>(x), n); });
   m.def("exp_pass", [](uintptr_t x, int64_t n) { return exp_pass(at<const float>(x), n); });
   m.def("targets", &targets);

@@ -19,7 +19,7 @@
 namespace fastdecode {
 
 // What a stream is used for, in its top 8 bits: no two uses share a word.
-enum Use { kToken = 0, kGroup = 1 };
+enum Use { kToken = 0, kGroup = 1, kSoftGumbel = 2, kSoftGamma = 3, kSoftBoost = 4 };  // kSoft*: soft tokens
 constexpr int kGroupSize = 256;  // consecutive token ids that share one noise in the first level of the draw
 constexpr int kStreamBits = 40, kSampleBits = 16;
 

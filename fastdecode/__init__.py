@@ -3,6 +3,7 @@
 This is the public API; see the README for a tour.
 """
 
+from .embedding import soft_embedding
 from .ops import sample, truncate
 from .plan import Plan, plan
 from .record import EMPTY as STATUS_EMPTY
@@ -24,12 +25,13 @@ from .rules import (
     top_p,
     typical,
 )
+from .soft import SoftTokens, soft_logprobs, soft_tokens
 
 __version__ = "0.1.0"
 
 __all__ = [
     "STATUS_EMPTY", "STATUS_NAN", "STATUS_OK",
-    "Plan", "Rule", "Sample",
-    "epsilon", "eta", "info", "min_p", "p_less", "plan", "sample", "temperature", "top_a", "top_h", "top_k",
-    "top_n_sigma", "top_p", "truncate", "typical",
+    "Plan", "Rule", "Sample", "SoftTokens",
+    "epsilon", "eta", "info", "min_p", "p_less", "plan", "sample", "soft_embedding", "soft_logprobs", "soft_tokens",
+    "temperature", "top_a", "top_h", "top_k", "top_n_sigma", "top_p", "truncate", "typical",
 ]  # fmt: skip

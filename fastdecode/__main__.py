@@ -12,6 +12,7 @@ from typing import NoReturn
 from .plan import Plan, plan
 from .report import doctor
 from .rules import RULES, Rule
+from .soft import NOISES
 
 # What --compare sets side by side, at values where a small model still makes sense at temperature 1.2; a value given on the
 # command line replaces the one here.
@@ -32,6 +33,11 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     seed = secrets.randbits(32) if options.seed is None else options.seed
+    if options.soft is not None:
+        demo.think(
+            model, options.prompt, plans[0], options.soft, options.tau, seed, options.thinking, options.max_new_tokens
+        )
+        return 0
     demo.generate(model, options.prompt, plans, options.n, seed, options.max_new_tokens)
     return 0
 
@@ -60,6 +66,14 @@ def _parser() -> _Parser:
     generate.add_argument("--gguf", metavar="FILE", help="load this GGUF file (with --model: this file of that model)")
     values = ", ".join(f"--{_flag(name)} {value}" for name, value in COMPARED.items())
     generate.add_argument("--compare", action="store_true", help=f"one text for each of {values}, side by side")
+    soft = generate.add_argument_group(
+        "soft thinking", "The first tokens are mixtures; each is shown with its weights."
+    )
+    soft.add_argument("--soft", choices=NOISES, help="with this noise; recommended: gumbel")
+    soft.add_argument(
+        "--tau", type=_number, default=0.5, help="of gumbel; near 0 the mixtures are single tokens; default: 0.5"
+    )
+    soft.add_argument("--thinking", type=_count, default=24, help="end the thinking after so many tokens; default: 24")
     rules = generate.add_argument_group("rules", "They run in this order, each on the survivors of those before it.")
     for rule in RULES:
         _add_rule(rules, rule)
@@ -90,6 +104,10 @@ def plans_from(options: argparse.Namespace) -> list[Plan]:
         ValueError: a value is outside its range, or the options contradict each other.
     """
     chosen = {rule.__name__: made for rule in RULES if (made := _rule_from(rule, options)) is not None}
+    if options.soft is not None and (options.compare or options.n != 1):
+        raise ValueError("--soft shows the tokens of one text; leave out --compare and -n")
+    if not options.tau > 0:
+        raise ValueError(f"--tau must be above 0; got {options.tau}")
     if not options.compare:
         return [plan(chosen.values())]
     shared = [chosen.pop("temperature")] if "temperature" in chosen else []

@@ -123,6 +123,48 @@ def generate(loaded: Loaded, prompt: str, plans: list[Plan], n: int, seed: int, 
     console.print(", ".join(told), highlight=False)
 
 
+def think(
+    loaded: Loaded, prompt: str, plan: Plan, noise: str, tau: float, seed: int, thinking: int, max_new_tokens: int
+) -> None:
+    """Write one text that begins with soft tokens, and show them as they were mixed. The plan rules both halves; without any
+    rule, the usual one for thinking."""
+    from rich.console import Console
+    from rich.panel import Panel
+    from rich.table import Table
+    from rich.text import Text
+
+    from .hf.thinking import THINKING, soft_thinking
+
+    plan = plan if plan.rules else THINKING
+    tokenizer, stop = loaded.tokenizer, _stop_ids(loaded.model)
+    inputs = _encoded(tokenizer, prompt)
+    with _quiet():
+        out = loaded.model.generate(
+            **inputs, max_new_tokens=max_new_tokens, do_sample=True, return_dict_in_generate=True,
+            pad_token_id=stop[0] if stop else None, custom_generate=soft_thinking, seed=seed, noise=noise, tau=tau,
+            end_of_thinking=tokenizer.encode("</think>", add_special_tokens=False)[-1], max_thinking=thinking,
+            thinking_plan=plan, answer_plan=plan,
+        )  # fmt: skip
+    soft = out.soft
+    mixed = int(soft.soft[0].sum())
+    table = Table("", "shown", "nats", "fed to the model", title=Text(f"{mixed} soft tokens"))
+    for step in range(mixed):
+        parts = [
+            f"{tokenizer.decode([token])!r} {weight:.2f}"
+            for token, weight in zip(soft.ids[0, step].tolist(), soft.weights[0, step].tolist())
+            if token >= 0
+        ]
+        shown = repr(tokenizer.decode([int(soft.tokens[0, step])]))
+        table.add_row(str(step), Text(shown), f"{float(soft.entropy[0, step]):.2f}", Text("  ".join(parts)))
+    console = Console()
+    console.print(table)
+    answer = tokenizer.decode(soft.tokens[0, mixed:], skip_special_tokens=True).strip()
+    console.print(Panel(Text(answer), title=Text("what follows")))
+    told = (loaded.name, repr(plan)[5:-1], f"noise {noise}", f"tau {tau}", f"seed {seed}", f"engine {engine_in_use()}")
+    console.print(", ".join(told), highlight=False)
+    console.print("Models this small do not profit from soft thinking; this shows how it works.", highlight=False)
+
+
 def _titles(plans: list[Plan], n: int) -> tuple[str, list[str]]:
     """The rules that all plans share, and a title for each row: its other rules, or its number."""
     written = [[repr(rule) for rule in plan.rules] for plan in plans]

@@ -38,6 +38,17 @@ def sample(logits: torch.Tensor, cuts: torch.Tensor, draw: Draw, wanted: Wanted)
     return found
 
 
+def uniforms(
+    use: int, ids: torch.Tensor, seed: torch.Tensor, step: torch.Tensor, streams: torch.Tensor
+) -> torch.Tensor:
+    """`philox.uniforms`, without its hundred operations."""
+    out = torch.empty(ids.shape, dtype=torch.float64)
+    ids = ids.contiguous()
+    columns = [number for column in (seed, step, streams) for number in _coordinate(column)[1:]]
+    _native.uniforms(use, *ids.shape, ids.data_ptr(), *columns, out.data_ptr())
+    return out
+
+
 _NO_ADDRESSES = (0,) * 11
 _NO_STREAMS = (0, 0)
 

@@ -15,6 +15,7 @@ import torch
 
 # What a stream of noise is used for: the top 8 bits of the stream, so that no two uses ever share a word.
 TOKEN, GROUP = 0, 1
+SOFT_GUMBEL, SOFT_GAMMA, SOFT_BOOST = 2, 3, 4  # soft tokens: one Gumbel noise, or two uniforms, for each token id
 
 GROUP_SIZE = 256  # consecutive token ids that share one noise in the first level of the draw
 
@@ -45,10 +46,21 @@ def words(index: torch.Tensor, seed: torch.Tensor, step: torch.Tensor, stream: t
 
 def noise(index: torch.Tensor, seed: torch.Tensor, step: torch.Tensor, stream: torch.Tensor) -> torch.Tensor:
     """Gumbel(0, 1) noise in float64, between -3.2 and 22.9."""
-    v = ((0xFFFFFFFF - words(index, seed, step, stream)).double() + 0.5) * 2.0**-32  # int64 + 0.5 would be float32
-    return -torch.log(-torch.log(v))
+    return -torch.log(-torch.log(uniform(index, seed, step, stream)))
+
+
+def uniform(index: torch.Tensor, seed: torch.Tensor, step: torch.Tensor, stream: torch.Tensor) -> torch.Tensor:
+    """The v of each coordinate, in float64, between 2^-33 and 1 - 2^-33."""
+    return ((0xFFFFFFFF - words(index, seed, step, stream)).double() + 0.5) * 2.0**-32  # int64 + 0.5 would be float32
 
 
 def stream_for(use: int, sample: torch.Tensor | int, request: torch.Tensor) -> torch.Tensor:
     """The stream of one use and one sample of a request."""
     return (use << (STREAM_BITS + SAMPLE_BITS)) | (sample << STREAM_BITS) | (request & ((1 << STREAM_BITS) - 1))
+
+
+def uniforms(
+    use: int, ids: torch.Tensor, seed: torch.Tensor, step: torch.Tensor, streams: torch.Tensor
+) -> torch.Tensor:
+    """`uniform` for token ids [B, n] and coordinates [B]."""
+    return uniform(ids, seed[:, None], step[:, None], stream_for(use, 0, streams)[:, None])

@@ -139,6 +139,9 @@ def test_every_rule_has_an_option_with_its_own_words(capsys):
         ("--top-h-variant hf", "--top-h-variant needs --top-h"),
         ("--compare --top-k 5", "leave out --top-k"),
         ("--compare -n 2", "leave out -n"),
+        ("--soft gumbel -n 2", "--soft shows the tokens of one text; leave out --compare and -n"),
+        ("--soft gumbel --tau 0", "--tau must be above 0; got 0"),
+        ("--soft normal", "invalid choice: 'normal'"),
         ("-n 0", "expected a whole number >= 1; got '0'"),
         ("--gguf no/such.gguf", "no/such.gguf"),
         ("--model no/such/folder", "the model 'folder' cannot be loaded"),
@@ -230,6 +233,20 @@ def test_generate_is_sampled_by_the_engine(tiny, monkeypatch, capsys):
     for row, story in enumerate(stories):
         assert story.tokens == [int(step.tokens[row]) for step in drawn][: len(story.tokens)]
         assert len(story.tokens) == 10 or story.tokens[-1] == 1
+
+
+def test_soft_tokens_are_shown_as_they_were_mixed(tiny, capsys):
+    options = ("--model", tiny, "--soft", "gumbel", "--thinking", "4", "--max-new-tokens", "8", "--seed", "3")
+    printed = written(capsys, *options, "--temperature", "3")
+    steps = re.findall(r"^│ (\d+) +│ '(\S+)' +│ ([\d.]+) +│ '(\S+)' (\d\.\d\d) ", printed, re.MULTILINE)
+    assert [int(step) for step, *_ in steps] == [0, 1, 2, 3] and "4 soft tokens" in printed
+    for _, shown, nats, first, weight in steps:
+        assert shown == first and 0 < float(nats) < 3.3 and 0.2 < float(weight) <= 1  # ln 25 = 3.2
+    assert "temperature(3), noise gumbel, tau 0.5, seed 3" in " ".join(printed.split())
+    assert "do not profit" in printed
+    assert written(capsys, *options, "--temperature", "3") == printed
+    single = written(capsys, *options, "--tau", "1e-6", "--temperature", "3")
+    assert re.findall(r"' (\d\.\d\d) ", single).count("1.00") == 4
 
 
 def test_what_follows_the_end_of_a_text_is_not_counted():

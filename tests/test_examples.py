@@ -24,6 +24,7 @@ def test_an_example(path, folder, monkeypatch, capsys):
     if path.stem == "generate" and not hasattr(transformers, "TopHLogitsWarper"):
         pytest.skip("transformers 4.57 has no top_h")
     said = {"generate": ["min-p:", "Top-H:", "the old keeper saw"], "loop": ["sea"], "per_token": ["entropy"],
+            "soft_thinking": ["soft tokens:", "gradient of the output layer:"],
             "rows": ["T = 0.0:", "T = 0.7:", "T = 1.5:"]}  # fmt: skip
     monkeypatch.setattr(sys, "argv", [str(path), str(folder)])
     runpy.run_path(str(path), run_name="__main__")

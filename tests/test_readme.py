@@ -27,8 +27,8 @@ COMMANDS = [
 ]
 
 
-def test_there_are_two_examples():
-    assert len(PYTHON) == 2  # each has its test below
+def test_there_are_three_examples():
+    assert len(PYTHON) == 3  # each has its test below
 
 
 def test_the_loop_runs(capsys):
@@ -54,9 +54,27 @@ def test_the_hugging_face_example_runs(capsys, tmp_path, monkeypatch):
     assert capsys.readouterr().out.strip()
 
 
+def test_the_soft_tokens_run(capsys):
+    names: dict = {}
+    exec(PYTHON[2], names)
+    assert "tensor" in capsys.readouterr().out
+    assert names["soft"].ids.shape == (2, 5) and names["table"].weight.grad.abs().max() > 0
+
+
+def test_the_defaults_of_soft_thinking_are_those_of_the_text():
+    given = inspect.signature(fd.hf.soft_thinking).parameters
+    text = " ".join(README.split())
+    assert (
+        f"after {given['patience'].default} steps on end with an entropy below {given['cold_stop'].default} nats"
+        in text
+    )
+    named = re.findall(r'^\| `"(\w+)"` \|', README, re.MULTILINE)
+    assert named == list(fd.soft.NOISES)
+
+
 def test_the_commands_parse():
     runs = [shlex.split(line.split("-m fastdecode", 1)[1]) for line in COMMANDS if "-m fastdecode" in line]
-    assert len(runs) == 3
+    assert len(runs) == 4
     for arguments in runs:
         if "--help" not in arguments:
             cli._parser().parse_args(arguments)

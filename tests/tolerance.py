@@ -73,3 +73,19 @@ ONE_DIGIT_MEAN = 0.1  # and with one; ties go together here and in sort order th
 # must fall below CAUGHT, so that the two can never be confused.
 FAIR = 1e-6
 CAUGHT = 1e-9
+
+# ---- soft tokens --------------------------------------------------------------------------------------------------------
+
+# Absolute, for densities of soft tokens in nats: Dirichlet's adds (a - 1) ln y over the mixture, with ln y near -1000 at
+# concentrations near 0.01, where the float32 record of ln y is off by 6e-5.
+SOFT_DENSITY = 1e-4
+
+SOFT_FLOAT64 = 1e-12  # absolute, of weights in float64 against the same formula in another order
+
+QUANTILE = 1e-9  # relative, of a gamma quantile against scipy's: the upper tail 1 - u has 10 digits at its thinnest
+
+# Standard errors that a mean may be off. With fixed streams it is off by a constant; beyond 5 it is by chance in one of
+# 1.7 million contracts, and a fault must be 10 away.
+ERRORS_FAIR, ERRORS_CAUGHT = 5.0, 10.0
+
+CACHED = 2e-5  # absolute: weights and entropies from a tiny model in float32, with its cache and without: logits differ by 1e-6

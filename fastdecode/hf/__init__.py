@@ -1,7 +1,8 @@
 """Hugging Face `generate()` with fastdecode's engines. The only package that imports transformers (5.23, and 4.57 where it can).
 
 The shortest way is one argument, `model.generate(..., custom_generate=fastdecode.hf.sample)`, or none at all inside
-`with fastdecode.hf.accelerate(model):`; see `loop.py` and `accelerate.py`. Where transformers' own loop must run, there are its
+`with fastdecode.hf.accelerate(model):`; see `loop.py` and `accelerate.py`. Models that reason can do so in soft tokens, with
+`custom_generate=fastdecode.hf.soft_thinking`, in `thinking.py`. Where transformers' own loop must run, there are its
 warpers by their own names, `FusedLogitsProcessor(plan)` and `SamplerLogitsProcessor(plan)`; see `warpers.py`. For continuous
 batching: `per_request(manager)`, in `batching.py`.
 """
@@ -10,6 +11,7 @@ import contextlib
 
 from .accelerate import accelerate
 from .loop import sample, sample_with
+from .thinking import SoftThinkingOutput, soft_thinking
 from .warpers import (
     EpsilonLogitsWarper,
     EtaLogitsWarper,
@@ -26,8 +28,8 @@ from .warpers import (
 
 __all__ = [
     "EpsilonLogitsWarper", "EtaLogitsWarper", "FusedLogitsProcessor", "MinPLogitsWarper", "SamplerLogitsProcessor",
-    "TemperatureLogitsWarper", "TopHLogitsWarper", "TopKLogitsWarper", "TopNSigmaLogitsWarper", "TopPLogitsWarper",
-    "TypicalLogitsWarper", "accelerate", "sample", "sample_with",
+    "SoftThinkingOutput", "TemperatureLogitsWarper", "TopHLogitsWarper", "TopKLogitsWarper", "TopNSigmaLogitsWarper", "TopPLogitsWarper",
+    "TypicalLogitsWarper", "accelerate", "sample", "sample_with", "soft_thinking",
 ]  # fmt: skip
 
 with contextlib.suppress(ImportError):  # transformers 4.57 has no such processors

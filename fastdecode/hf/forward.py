@@ -23,9 +23,9 @@ class Forward:
         if _OLD:
             self.kwargs = model._get_initial_cache_position(input_ids.shape[1], input_ids.device, model_kwargs)
 
-    def __call__(self, input_ids: torch.Tensor) -> Any:
-        """The model's output for the tokens that it has not seen yet."""
-        outputs = self._prefill(input_ids) if self.first else self._step(input_ids)
+    def __call__(self, input_ids: torch.Tensor, embedded: torch.Tensor | None = None) -> Any:
+        """The model's output for the tokens that it has not seen yet; after the prompt, for the last one as `embedded` [B, 1, D]."""
+        outputs = self._prefill(input_ids) if self.first else self._step(input_ids, embedded)
         self.first = False
         self.kwargs = self.model._update_model_kwargs_for_generation(
             outputs, self.kwargs, is_encoder_decoder=self.model.config.is_encoder_decoder
@@ -41,9 +41,11 @@ class Forward:
             return self._step(input_ids)
         return self.model(**self.model.prepare_inputs_for_generation(input_ids, **self.kwargs), return_dict=True)
 
-    def _step(self, input_ids: torch.Tensor) -> Any:
+    def _step(self, input_ids: torch.Tensor, embedded: torch.Tensor | None = None) -> Any:
         options = {} if _OLD else {"next_sequence_length": 1 if self.kwargs["use_cache"] else None}
         inputs = self.model.prepare_inputs_for_generation(input_ids, **options, **self.kwargs)
+        if embedded is not None:
+            inputs |= {"input_ids": None, "inputs_embeds": embedded}
         return self.call(**inputs, return_dict=True)
 
     def decoding(self) -> contextlib.AbstractContextManager:
