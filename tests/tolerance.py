@@ -73,3 +73,8 @@ ONE_DIGIT_MEAN = 0.1  # and with one; ties go together here and in sort order th
 # must fall below CAUGHT, so that the two can never be confused.
 FAIR = 1e-6
 CAUGHT = 1e-9
+
+# ---- selection ---------------------------------------------------------------------------------------------------------
+
+SHARE = 1e-12  # absolute, of numbers around 1: a few float64 roundings of sums and exponentials
+FITTED = 1e-3  # of the logarithm of a likelihood: where a minimiser stops, against a search of our own around it
