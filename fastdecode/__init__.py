@@ -3,7 +3,7 @@
 This is the public API; see the README for a tour.
 """
 
-from .ops import sample, truncate
+from .ops import sample, sample_temperatures, truncate
 from .plan import Plan, plan
 from .record import EMPTY as STATUS_EMPTY
 from .record import NAN as STATUS_NAN
@@ -30,6 +30,6 @@ __version__ = "0.1.0"
 __all__ = [
     "STATUS_EMPTY", "STATUS_NAN", "STATUS_OK",
     "Plan", "Rule", "Sample",
-    "epsilon", "eta", "info", "min_p", "p_less", "plan", "sample", "temperature", "top_a", "top_h", "top_k",
-    "top_n_sigma", "top_p", "truncate", "typical",
+    "epsilon", "eta", "info", "min_p", "p_less", "plan", "sample", "sample_temperatures", "temperature", "top_a", "top_h",
+    "top_k", "top_n_sigma", "top_p", "truncate", "typical",
 ]  # fmt: skip
