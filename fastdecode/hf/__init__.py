@@ -3,13 +3,14 @@
 The shortest way is one argument, `model.generate(..., custom_generate=fastdecode.hf.sample)`, or none at all inside
 `with fastdecode.hf.accelerate(model):`; see `loop.py` and `accelerate.py`. Where transformers' own loop must run, there are its
 warpers by their own names, `FusedLogitsProcessor(plan)` and `SamplerLogitsProcessor(plan)`; see `warpers.py`. For continuous
-batching: `per_request(manager)`, in `batching.py`.
+batching: `per_request(manager)`, in `batching.py`. Many temperatures and samples behind one prefill: `temperatures.py`.
 """
 
 import contextlib
 
 from .accelerate import accelerate
 from .loop import sample, sample_with
+from .temperatures import MultiTemperatureLogitsProcessor, Voted, generate_temperatures, vote_temperatures
 from .warpers import (
     EpsilonLogitsWarper,
     EtaLogitsWarper,
@@ -25,9 +26,9 @@ from .warpers import (
 )
 
 __all__ = [
-    "EpsilonLogitsWarper", "EtaLogitsWarper", "FusedLogitsProcessor", "MinPLogitsWarper", "SamplerLogitsProcessor",
-    "TemperatureLogitsWarper", "TopHLogitsWarper", "TopKLogitsWarper", "TopNSigmaLogitsWarper", "TopPLogitsWarper",
-    "TypicalLogitsWarper", "accelerate", "sample", "sample_with",
+    "EpsilonLogitsWarper", "EtaLogitsWarper", "FusedLogitsProcessor", "MinPLogitsWarper",
+    "MultiTemperatureLogitsProcessor", "SamplerLogitsProcessor", "TemperatureLogitsWarper", "TopHLogitsWarper", "TopKLogitsWarper", "TopNSigmaLogitsWarper", "TopPLogitsWarper",
+    "TypicalLogitsWarper", "Voted", "accelerate", "generate_temperatures", "sample", "sample_with", "vote_temperatures",
 ]  # fmt: skip
 
 with contextlib.suppress(ImportError):  # transformers 4.57 has no such processors
