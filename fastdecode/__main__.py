@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from .plan import Plan, plan
 from .report import doctor
-from .rules import RULES, Rule
+from .rules import RULES, Rule, temperature
 
 # What --compare sets side by side, at values where a small model still makes sense at temperature 1.2; a value given on the
 # command line replaces the one here.
@@ -32,7 +32,12 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     seed = secrets.randbits(32) if options.seed is None else options.seed
-    demo.generate(model, options.prompt, plans, options.n, seed, options.max_new_tokens)
+    if options.temperatures:
+        demo.generate_temperatures(
+            model, options.prompt, options.temperatures, plans[0], options.n, seed, options.max_new_tokens, options.save
+        )
+    else:
+        demo.generate(model, options.prompt, plans, options.n, seed, options.max_new_tokens)
     return 0
 
 
@@ -60,6 +65,13 @@ def _parser() -> _Parser:
     generate.add_argument("--gguf", metavar="FILE", help="load this GGUF file (with --model: this file of that model)")
     values = ", ".join(f"--{_flag(name)} {value}" for name, value in COMPARED.items())
     generate.add_argument("--compare", action="store_true", help=f"one text for each of {values}, side by side")
+    generate.add_argument(
+        "--temperatures",
+        type=_temperatures,
+        metavar="T,T,...",
+        help="-n samples at each of them, from one reading of the prompt",
+    )
+    generate.add_argument("--save", metavar="FILE", help="with --temperatures: write the samples there, JSON lines")
     rules = generate.add_argument_group("rules", "They run in this order, each on the survivors of those before it.")
     for rule in RULES:
         _add_rule(rules, rule)
@@ -90,6 +102,11 @@ def plans_from(options: argparse.Namespace) -> list[Plan]:
         ValueError: a value is outside its range, or the options contradict each other.
     """
     chosen = {rule.__name__: made for rule in RULES if (made := _rule_from(rule, options)) is not None}
+    if options.save and not options.temperatures:
+        raise ValueError("--save writes what --temperatures makes; give both, or leave it out")
+    if options.temperatures and (options.compare or "temperature" in chosen):
+        other = "compare" if options.compare else "temperature"
+        raise ValueError(f"--temperatures and --{other} exclude each other; leave one out")
     if not options.compare:
         return [plan(chosen.values())]
     shared = [chosen.pop("temperature")] if "temperature" in chosen else []
@@ -126,6 +143,16 @@ def _number(text: str) -> int | float:
             return float(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"expected a number; got {text!r}") from None
+
+
+def _temperatures(text: str) -> list[int | float]:
+    values = [_number(each) for each in text.split(",")]
+    try:
+        for value in values:
+            temperature(value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return values
 
 
 def _count(text: str) -> int:
