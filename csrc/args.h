@@ -19,7 +19,7 @@ struct Logits {
 struct Plan {
   const Cut* cuts = nullptr;  // [rows or 1, count]; the last one is the draw
   int count = 0;
-  int64_t row_stride = 0;  // in cuts; 0: one plan for all rows
+  int64_t row_stride = 0;  // in cuts; 0: one plan (or one for each temperature) for all rows
 };
 
 // One number for all rows, or one for each (stride in elements).
@@ -41,6 +41,9 @@ struct SampleArgs {
   Logits logits;
   Plan plan;
   Coordinate seed, step, stream;
+  // So many plans for each row, one after the other. What is [rows] below is then [rows, temperatures]; top and ids_per_row,
+  // which ask for what is the same at every temperature, must be 0.
+  int64_t temperatures = 1;
   int64_t num_samples = 1;
   int64_t* tokens = nullptr;  // [rows, num_samples]
   float* logprobs = nullptr;  // [rows, num_samples]

@@ -42,7 +42,10 @@ Logits logits_of(uintptr_t base, int dtype, int64_t rows, int64_t vocab, int64_t
   return {at<const void>(base), dtype, rows, vocab, limit, row_stride};
 }
 
-Plan plan_of(uintptr_t cuts, int64_t plans, int count) { return {at<const Cut>(cuts), count, plans == 1 ? 0 : count}; }
+// `plans` of rows, or 1 for all of them; `temperatures` of `count` cuts in each.
+Plan plan_of(uintptr_t cuts, int64_t plans, int count, int64_t temperatures = 1) {
+  return {at<const Cut>(cuts), count, plans == 1 ? 0 : temperatures * count};
+}
 
 TruncateArgs truncate_args(uintptr_t base, int dtype, int64_t rows, int64_t vocab, int64_t row_stride, int64_t limit,
                            uintptr_t cuts, int64_t plans, int count, uintptr_t out, int64_t out_row_stride,
@@ -65,13 +68,14 @@ struct Drawn {
 Drawn sample_args(uintptr_t base, int dtype, int64_t rows, int64_t vocab, int64_t row_stride, int64_t limit,
                   uintptr_t cuts, int64_t plans, int count, int64_t seed, uintptr_t seeds, int64_t seed_stride,
                   int64_t step, uintptr_t steps, int64_t step_stride, uintptr_t streams, int64_t stream_stride,
-                  int64_t num_samples, uintptr_t tokens, uintptr_t logprobs, uintptr_t kept, uintptr_t status,
-                  uintptr_t raw_logprobs, uintptr_t entropy, uintptr_t kept_mass, uintptr_t max_prob, uintptr_t margin,
-                  int64_t top, uintptr_t top_logprobs, uintptr_t top_ids, int64_t ids_per_row, uintptr_t ids,
-                  uintptr_t logprobs_of) {
+                  int64_t temperatures, int64_t num_samples, uintptr_t tokens, uintptr_t logprobs, uintptr_t kept,
+                  uintptr_t status, uintptr_t raw_logprobs, uintptr_t entropy, uintptr_t kept_mass, uintptr_t max_prob,
+                  uintptr_t margin, int64_t top, uintptr_t top_logprobs, uintptr_t top_ids, int64_t ids_per_row,
+                  uintptr_t ids, uintptr_t logprobs_of) {
   SampleArgs args;
   args.logits = logits_of(base, dtype, rows, vocab, row_stride, limit);
-  args.plan = plan_of(cuts, plans, count);
+  args.plan = plan_of(cuts, plans, count, temperatures);
+  args.temperatures = temperatures;
   args.seed = {at<const int64_t>(seeds), seed_stride};
   args.step = {at<const int64_t>(steps), step_stride};
   args.stream = {at<const int64_t>(streams), stream_stride};

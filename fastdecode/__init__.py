@@ -4,7 +4,7 @@ This is the public API; see the README for a tour.
 """
 
 from .embedding import soft_embedding
-from .ops import sample, truncate
+from .ops import sample, sample_temperatures, truncate
 from .plan import Plan, plan
 from .record import EMPTY as STATUS_EMPTY
 from .record import NAN as STATUS_NAN
@@ -32,6 +32,6 @@ __version__ = "0.1.0"
 __all__ = [
     "STATUS_EMPTY", "STATUS_NAN", "STATUS_OK",
     "Plan", "Rule", "Sample", "SoftTokens",
-    "epsilon", "eta", "info", "min_p", "p_less", "plan", "sample", "soft_embedding", "soft_logprobs", "soft_tokens",
-    "temperature", "top_a", "top_h", "top_k", "top_n_sigma", "top_p", "truncate", "typical",
+    "epsilon", "eta", "info", "min_p", "p_less", "plan", "sample", "sample_temperatures", "soft_embedding", "soft_logprobs",
+    "soft_tokens", "temperature", "top_a", "top_h", "top_k", "top_n_sigma", "top_p", "truncate", "typical",
 ]  # fmt: skip

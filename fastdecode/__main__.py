@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from .plan import Plan, plan
 from .report import doctor
-from .rules import RULES, Rule
+from .rules import RULES, Rule, temperature
 from .soft import NOISES
 
 # What --compare sets side by side, at values where a small model still makes sense at temperature 1.2; a value given on the
@@ -38,7 +38,12 @@ def main(arguments: list[str] | None = None) -> int:
             model, options.prompt, plans[0], options.soft, options.tau, seed, options.thinking, options.max_new_tokens
         )
         return 0
-    demo.generate(model, options.prompt, plans, options.n, seed, options.max_new_tokens)
+    if options.temperatures:
+        demo.generate_temperatures(
+            model, options.prompt, options.temperatures, plans[0], options.n, seed, options.max_new_tokens, options.save
+        )
+    else:
+        demo.generate(model, options.prompt, plans, options.n, seed, options.max_new_tokens)
     return 0
 
 
@@ -66,6 +71,13 @@ def _parser() -> _Parser:
     generate.add_argument("--gguf", metavar="FILE", help="load this GGUF file (with --model: this file of that model)")
     values = ", ".join(f"--{_flag(name)} {value}" for name, value in COMPARED.items())
     generate.add_argument("--compare", action="store_true", help=f"one text for each of {values}, side by side")
+    generate.add_argument(
+        "--temperatures",
+        type=_temperatures,
+        metavar="T,T,...",
+        help="-n samples at each of them, from one reading of the prompt",
+    )
+    generate.add_argument("--save", metavar="FILE", help="with --temperatures: write the samples there, JSON lines")
     soft = generate.add_argument_group(
         "soft thinking", "The first tokens are mixtures; each is shown with its weights."
     )
@@ -104,10 +116,15 @@ def plans_from(options: argparse.Namespace) -> list[Plan]:
         ValueError: a value is outside its range, or the options contradict each other.
     """
     chosen = {rule.__name__: made for rule in RULES if (made := _rule_from(rule, options)) is not None}
-    if options.soft is not None and (options.compare or options.n != 1):
-        raise ValueError("--soft shows the tokens of one text; leave out --compare and -n")
+    if options.soft is not None and (options.compare or options.temperatures or options.n != 1):
+        raise ValueError("--soft shows the tokens of one text; leave out --compare, --temperatures and -n")
     if not options.tau > 0:
         raise ValueError(f"--tau must be above 0; got {options.tau}")
+    if options.save and not options.temperatures:
+        raise ValueError("--save writes what --temperatures makes; give both, or leave it out")
+    if options.temperatures and (options.compare or "temperature" in chosen):
+        other = "compare" if options.compare else "temperature"
+        raise ValueError(f"--temperatures and --{other} exclude each other; leave one out")
     if not options.compare:
         return [plan(chosen.values())]
     shared = [chosen.pop("temperature")] if "temperature" in chosen else []
@@ -144,6 +161,16 @@ def _number(text: str) -> int | float:
             return float(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"expected a number; got {text!r}") from None
+
+
+def _temperatures(text: str) -> list[int | float]:
+    values = [_number(each) for each in text.split(",")]
+    try:
+        for value in values:
+            temperature(value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return values
 
 
 def _count(text: str) -> int:

@@ -165,6 +165,42 @@ def think(
     console.print("Models this small do not profit from soft thinking; this shows how it works.", highlight=False)
 
 
+def generate_temperatures(
+    loaded: Loaded,
+    prompt: str,
+    temperatures: list[int | float],
+    plan: Plan,
+    n: int,
+    seed: int,
+    max_new_tokens: int,
+    file: str | None = None,
+) -> None:
+    """Write n texts at each temperature, all in one batch; show them, and their means over a text's own tokens."""
+    from rich.console import Console, Group
+    from rich.panel import Panel
+    from rich.table import Table
+    from rich.text import Text
+
+    from . import hf, texts
+
+    made = hf.generate_temperatures(
+        loaded.model, _encoded(loaded.tokenizer, prompt), temperatures, n, plan, seed, tokenizer=loaded.tokenizer,
+        max_new_tokens=max_new_tokens,
+    )  # fmt: skip
+    titles = [f"temperature {t:g}, sample {s + 1}" for t in temperatures for s in range(n)]
+    table = Table("", "tokens", "ln q", "ln p", "entropy (nats)")
+    for title, one in zip(titles, made):
+        means = (one.mean_logprob, one.mean_raw_logprob, one.entropy)
+        table.add_row(title, str(len(one.tokens)), *(f"{mean:.2f}" for mean in means))
+    console = Console()
+    console.print(Group(*(Panel(Text(one.text.strip()), title=Text(title)) for title, one in zip(titles, made))))
+    console.print(table)
+    shown = ", ".join(map(repr, plan.rules)) or "plain softmax"
+    console.print(f"{loaded.name}, {shown}, seed {seed}, engine {engine_in_use()}", highlight=False)
+    if file is not None:
+        texts.save(made, file)
+
+
 def _titles(plans: list[Plan], n: int) -> tuple[str, list[str]]:
     """The rules that all plans share, and a title for each row: its other rules, or its number."""
     written = [[repr(rule) for rule in plan.rules] for plan in plans]

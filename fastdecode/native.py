@@ -21,19 +21,41 @@ def truncate(
 
 def sample(logits: torch.Tensor, cuts: torch.Tensor, draw: Draw, wanted: Wanted) -> dict[str, torch.Tensor]:
     """See `dispatch.Engine`."""
-    batch, n = logits.shape[0], draw.num_samples
+    rows = (logits.shape[0],)
+    return _sample(logits, cuts, 1, rows, rows if draw.flat else (*rows, draw.num_samples), draw, wanted)
+
+
+def sample_temperatures(
+    logits: torch.Tensor, cuts: torch.Tensor, draw: Draw, wanted: Wanted
+) -> dict[str, torch.Tensor]:
+    """`sample` for cuts [B or 1, T, ...]: what is [B] there is [B, T], from one read of each row for the maxima."""
+    plans, temperatures = cuts.shape[:2]
+    rows = (logits.shape[0], temperatures)
+    return _sample(
+        logits, cuts.view(plans, -1, cuts.shape[-1]), temperatures, rows, (*rows, draw.num_samples), draw, wanted
+    )
+
+
+def _sample(
+    logits: torch.Tensor,
+    cuts: torch.Tensor,
+    temperatures: int,
+    rows: tuple[int, ...],
+    shape: tuple[int, ...],
+    draw: Draw,
+    wanted: Wanted,
+) -> dict[str, torch.Tensor]:
     # One allocation costs as much as drawing from a short row does, hence nothing here that is not wanted.
-    shape = (batch,) if draw.flat else (batch, n)
     tokens, logprobs = torch.empty(shape, dtype=torch.int64), torch.empty(shape)
-    kept, status = torch.empty(batch, dtype=torch.int64), torch.empty(batch, dtype=torch.uint8)
+    kept, status = torch.empty(rows, dtype=torch.int64), torch.empty(rows, dtype=torch.uint8)
     found = {"tokens": tokens, "logprobs": logprobs, "kept": kept, "status": status}
     addresses: tuple[int, ...] = _NO_ADDRESSES
     if wanted.stats or wanted.top_logprobs or wanted.logprobs_of is not None:
-        addresses = _add_statistics(found, batch, shape, wanted)
+        addresses = _add_statistics(found, rows, shape, wanted)
     _native.sample_cpu(
-        *_rows(logits, cuts, draw.vocab_limit),
+        *_rows(logits, cuts, draw.vocab_limit, temperatures),
         *_coordinate(draw.seed), *_coordinate(draw.step), *(_NO_STREAMS if draw.streams is None else _coordinate(draw.streams)[1:]),
-        n, tokens.data_ptr(), logprobs.data_ptr(), kept.data_ptr(), status.data_ptr(), *addresses, torch.get_num_threads(),
+        temperatures, draw.num_samples, tokens.data_ptr(), logprobs.data_ptr(), kept.data_ptr(), status.data_ptr(), *addresses, torch.get_num_threads(),
     )  # fmt: skip
     return found
 
@@ -54,14 +76,14 @@ _NO_STREAMS = (0, 0)
 
 
 def _add_statistics(
-    found: dict[str, torch.Tensor], batch: int, shape: tuple[int, ...], wanted: Wanted
+    found: dict[str, torch.Tensor], rows: tuple[int, ...], shape: tuple[int, ...], wanted: Wanted
 ) -> tuple[int, ...]:
     """Allocates what is wanted into `found`; the addresses and sizes, in the order of the binding's arguments."""
     for name in wanted.stats:
-        found[name] = torch.empty(shape) if name == "raw_logprobs" else torch.empty(batch)
+        found[name] = torch.empty(shape) if name == "raw_logprobs" else torch.empty(rows)
     top, ids = wanted.top_logprobs, wanted.logprobs_of
     if top:
-        found["top_logprobs"], found["top_ids"] = torch.empty(batch, top), torch.empty(batch, top, dtype=torch.int64)
+        found["top_logprobs"], found["top_ids"] = torch.empty(*rows, top), torch.empty(*rows, top, dtype=torch.int64)
     if ids is not None:
         found["logprobs_of"] = torch.empty(ids.shape)
 
@@ -74,11 +96,11 @@ def _add_statistics(
     )  # fmt: skip
 
 
-def _rows(logits: torch.Tensor, cuts: torch.Tensor, vocab_limit: int) -> tuple:
+def _rows(logits: torch.Tensor, cuts: torch.Tensor, vocab_limit: int, temperatures: int = 1) -> tuple:
     batch, vocab = logits.shape
     plans, count, _ = cuts.shape
     return (
-        logits.data_ptr(), _CODE[logits.dtype], batch, vocab, logits.stride(0), vocab_limit, cuts.data_ptr(), plans, count
+        logits.data_ptr(), _CODE[logits.dtype], batch, vocab, logits.stride(0), vocab_limit, cuts.data_ptr(), plans, count // temperatures
     )  # fmt: skip
 
 

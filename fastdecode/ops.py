@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import numbers
+from collections.abc import Callable, Sequence
 from typing import Any, overload
 
 import numpy as np
@@ -125,36 +127,88 @@ def sample(
     """
     if isinstance(logits, np.ndarray):
         ids = torch.from_numpy(logprobs_of) if isinstance(logprobs_of, np.ndarray) else logprobs_of
-        answer = sample(
+        return _to_numpy(sample(
             _from_numpy("logits", logits), plan, seed=_tensor(seed), step=_tensor(step), streams=_tensor(streams),
             num_samples=num_samples, vocab_limit=vocab_limit, stats=stats, top_logprobs=top_logprobs, logprobs_of=ids, check=check,
-        )  # fmt: skip
-        values: list[Any] = [getattr(answer, name) for name in Sample.__slots__]
-        values = [None if value is None else value.numpy() for value in values]
-        return Sample(*values)
+        ))  # fmt: skip
     rows = _rows(logits)
-    (batch, vocab), device = rows.shape, rows.device
-    cuts = _cuts(_SOFTMAX if plan is None else plan, batch, device)
-    limit = vocab if vocab_limit is None else _count("vocab_limit", vocab_limit, 1, vocab)
-    draw = Draw(
-        _fresh_seed(rows) if seed is None else _coordinate("seed", seed, batch, -(2**63), 2**64, device),
-        _coordinate("step", step, batch, 0, 2**32, device),
-        None if streams is None else _streams(streams, batch, device),
-        1 if num_samples is None else _count("num_samples", num_samples, 1, 2**16),
-        limit,
-        num_samples is None,
-    )
+    cuts = _cuts(_SOFTMAX if plan is None else plan, len(rows), rows.device)
+    draw = _draw(rows, seed, step, streams, num_samples, vocab_limit)
     plain = stats is False and not top_logprobs and logprobs_of is None
-    wanted = _NOTHING if plain else _wanted(stats, top_logprobs, logprobs_of, rows, limit)
+    wanted = _NOTHING if plain else _wanted(stats, top_logprobs, logprobs_of, rows, draw.vocab_limit)
     if _traced(rows):
         found = library.sample(rows, cuts, draw, wanted)
     else:
-        found = dispatch.engine_for(device).sample(rows.detach() if rows.requires_grad else rows, cuts, draw, wanted)
+        found = dispatch.engine_for(rows.device).sample(
+            rows.detach() if rows.requires_grad else rows, cuts, draw, wanted
+        )
     if check:
         _raise_if_flagged(found["status"])
     if logits.ndim == 1:
         found = {name: value.squeeze(0) for name, value in found.items()}
     return Sample(**found)
+
+
+def sample_temperatures(
+    logits: torch.Tensor | np.ndarray,
+    temperatures: Sequence[float] | torch.Tensor,
+    plan: Plan | None = None,
+    *,
+    num_samples: int = 1,
+    seed: int | torch.Tensor | None = None,
+    step: int | torch.Tensor = 0,
+    streams: int | torch.Tensor | None = None,
+    vocab_limit: int | None = None,
+    stats: bool | tuple[str, ...] = False,
+    check: bool = False,
+) -> Sample:
+    """Draw tokens from each row at several temperatures, from one look at the row.
+
+    At temperature t it draws what `sample(logits, plan(temperature(t), *rules), ...)` with the same seed, step, streams and
+    num_samples draws: all temperatures share their noise, so their tokens differ because of the temperature alone. For
+    independent draws (test-time scaling), repeat the rows with streams of their own and give the plan a temperature for each.
+
+    Args:
+        logits: as in `sample`.
+        temperatures: T numbers >= 0, or a tensor [B, T] with those of each row. 0 is greedy.
+        plan: the rules that follow the temperature; None is the plain softmax.
+        num_samples: tokens at each temperature, with replacement.
+        seed, step, streams, vocab_limit, stats, check: as in `sample`.
+
+    Returns:
+        A `Sample` with one dimension more: tokens, logprobs and raw_logprobs are [B, T, num_samples], the others [B, T].
+
+    Raises:
+        TypeError, ValueError: as in `sample`.
+    """
+    if isinstance(logits, np.ndarray):
+        return _to_numpy(sample_temperatures(
+            _from_numpy("logits", logits), _tensor(temperatures), plan, num_samples=num_samples, seed=_tensor(seed),
+            step=_tensor(step), streams=_tensor(streams), vocab_limit=vocab_limit, stats=stats, check=check,
+        ))  # fmt: skip
+    rows = _rows(logits)
+    cuts = _cuts_at(_SOFTMAX if plan is None else plan, temperatures, len(rows), rows.device)
+    draw = _draw(rows, seed, step, streams, 1 if num_samples is None else num_samples, vocab_limit)
+    wanted = _NOTHING if stats is False else _wanted(stats, 0, None, rows, draw.vocab_limit)
+    if _traced(rows):
+        found = _one_by_one(library.sample, rows, cuts, draw, wanted)
+    else:
+        engine = dispatch.engine_for(rows.device)
+        together = getattr(engine, "sample_temperatures", None) or functools.partial(_one_by_one, engine.sample)
+        found = together(rows.detach(), cuts, draw, wanted)
+    if check:
+        _raise_if_flagged(found["status"][:, 0])
+    if logits.ndim == 1:
+        found = {name: value.squeeze(0) for name, value in found.items()}
+    return Sample(**found)
+
+
+def _one_by_one(
+    sample_rows: Callable, rows: torch.Tensor, cuts: torch.Tensor, draw: Draw, wanted: Wanted
+) -> dict[str, torch.Tensor]:
+    """`sample_temperatures` of an engine that has none: it reads the rows once for each temperature."""
+    found = [sample_rows(rows, each.contiguous(), draw, wanted) for each in cuts.unbind(1)]
+    return {name: torch.stack([one[name] for one in found], dim=1) for name in found[0]}
 
 
 # ---- checks --------------------------------------------------------------------------------------------------------
@@ -188,6 +242,12 @@ def _from_numpy(name: str, array: Any) -> torch.Tensor:
     return torch.from_numpy(array)
 
 
+def _to_numpy(answer: Sample) -> Sample:
+    values: list[Any] = [getattr(answer, name) for name in Sample.__slots__]
+    values = [None if value is None else value.numpy() for value in values]
+    return Sample(*values)
+
+
 def _tensor(value):
     return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
 
@@ -200,6 +260,31 @@ def _cuts(plan: Plan, batch: int, device: torch.device) -> torch.Tensor:
             f"the plan's per-row parameters must have one value per row of logits ({batch}); got {plan.rows}."
         )
     return plan.packed(device)
+
+
+def _cuts_at(plan: Plan, temperatures, batch: int, device: torch.device) -> torch.Tensor:
+    """[B or 1, T, number of cuts, number of fields]"""
+    _cuts(plan, batch, device)  # its message names the plan as it was given
+    temperatures = _tensor(temperatures)
+    if isinstance(temperatures, torch.Tensor) and temperatures.shape[:-1] == (batch,) and temperatures.numel():
+        return plan.packed_at(temperatures, device)
+    given = temperatures.tolist() if isinstance(temperatures, torch.Tensor) else temperatures
+    if isinstance(given, Sequence) and len(given) and all(isinstance(t, numbers.Real) for t in given):
+        return plan.packed_at(tuple(given), device)
+    got = f"shape {list(temperatures.shape)}" if isinstance(temperatures, torch.Tensor) else repr(temperatures)
+    raise ValueError(f"temperatures must hold one or more numbers >= 0, [T] or for each row [{batch}, T]; got {got}.")
+
+
+def _draw(rows: torch.Tensor, seed, step, streams, num_samples: int | None, vocab_limit: int | None) -> Draw:
+    (batch, vocab), device = rows.shape, rows.device
+    return Draw(
+        _fresh_seed(rows) if seed is None else _coordinate("seed", seed, batch, -(2**63), 2**64, device),
+        _coordinate("step", step, batch, 0, 2**32, device),
+        None if streams is None else _streams(streams, batch, device),
+        1 if num_samples is None else _count("num_samples", num_samples, 1, 2**16),
+        vocab if vocab_limit is None else _count("vocab_limit", vocab_limit, 1, vocab),
+        num_samples is None,
+    )
 
 
 def _count(name: str, value: int, low: int, high: int) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import torch
 
-from .rules import DRAW, FIELDS, Cut, Rule
+from .rules import DRAW, FIELDS, Cut, Parameter, Rule, temperature
 
 
 class Plan:
@@ -16,7 +16,7 @@ class Plan:
     tensors are copied when the plan is made. A plan with no rule is the plain softmax. Make one with `fastdecode.plan`.
     """
 
-    __slots__ = ("rules", "cuts", "rows", "_packed")
+    __slots__ = ("rules", "cuts", "rows", "_packed", "_packed_at")
 
     def __init__(self, rules: Iterable[Rule]):
         self.rules: tuple[Rule, ...] = tuple(rules)
@@ -26,6 +26,7 @@ class Plan:
         self.cuts: tuple[Cut, ...] = _with_temperatures(self.rules)
         self.rows: int | None = _common_rows(self.rules, self.cuts)
         self._packed: dict[torch.device, torch.Tensor] = {}
+        self._packed_at: tuple | None = None
 
     def __repr__(self) -> str:
         return f"plan({', '.join(map(repr, self.rules))})"
@@ -40,6 +41,22 @@ class Plan:
         if found is None:
             found = self._packed[device] = _pack(self.cuts, 1 if self.rows is None else self.rows).to(device)
         return found
+
+    def at(self, t: Parameter) -> Plan:
+        """This plan after one more temperature, which comes first."""
+        return Plan((temperature(t), *self.rules))
+
+    def packed_at(self, temperatures: tuple[float, ...] | torch.Tensor, device: torch.device) -> torch.Tensor:
+        """The cuts of `at(t)` for each temperature, float32 [B or 1, T, number of cuts, number of fields]; with per-row
+        temperatures, [B, T], B of them. Those of numbers are remembered until others are asked for."""
+        key = (temperatures, device) if isinstance(temperatures, tuple) else None
+        if key is not None and self._packed_at is not None and self._packed_at[0] == key:
+            return self._packed_at[1]
+        columns = temperatures.unbind(1) if isinstance(temperatures, torch.Tensor) else temperatures
+        packed = torch.stack([self.at(t).packed(device) for t in columns], dim=1)
+        if key is not None:
+            self._packed_at = (key, packed)
+        return packed
 
 
 def plan(*rules: Rule | Iterable[Rule]) -> Plan:
@@ -57,13 +74,13 @@ def plan(*rules: Rule | Iterable[Rule]) -> Plan:
 
 def _with_temperatures(rules: tuple[Rule, ...]) -> tuple[Cut, ...]:
     """The cuts that do something, each with the temperature it runs at, and the draw."""
-    temperature: float | torch.Tensor = 1.0
+    product: Parameter = 1.0
     cuts = []
     for rule in rules:
         if rule.temperature is not None:
-            temperature = temperature * rule.temperature
-        cuts += [Cut(**{**vars(cut), "temperature": temperature}) for cut in rule.cuts if not cut.is_off()]
-    return (*cuts, Cut(DRAW, temperature=temperature))
+            product = product * rule.temperature
+        cuts += [Cut(**{**vars(cut), "temperature": product}) for cut in rule.cuts if not cut.is_off()]
+    return (*cuts, Cut(DRAW, temperature=product))
 
 
 def _common_rows(rules: tuple[Rule, ...], cuts: tuple[Cut, ...]) -> int | None:

@@ -17,6 +17,7 @@ import fastdecode as fd
 import fastdecode.hf
 from fastdecode import __main__ as cli
 from fastdecode import demo, dispatch, philox, reference, report
+from fastdecode import texts as saved_texts
 from fastdecode.rules import RULES
 
 # ---- the doctor ----------------------------------------------------------------------------------------------------
@@ -146,6 +147,11 @@ def test_every_rule_has_an_option_with_its_own_words(capsys):
         ("--gguf no/such.gguf", "no/such.gguf"),
         ("--model no/such/folder", "the model 'folder' cannot be loaded"),
         ("--top", "--top"),
+        ("--temperatures 0.5,-1", "temperature must be a number in [0, inf)"),
+        ("--temperatures 0.5,", "expected a number; got ''"),
+        ("--temperatures 0.5,1 --temperature 1", "--temperatures and --temperature exclude each other"),
+        ("--temperatures 0.5,1 --compare", "--temperatures and --compare exclude each other"),
+        ("--save texts.jsonl", "--save writes what --temperatures makes"),
     ],
 )
 def test_a_request_that_cannot_be_met_is_one_sentence(options, sentence, capsys):
@@ -247,6 +253,22 @@ def test_soft_tokens_are_shown_as_they_were_mixed(tiny, capsys):
     assert written(capsys, *options, "--temperature", "3") == printed
     single = written(capsys, *options, "--tau", "1e-6", "--temperature", "3")
     assert re.findall(r"' (\d\.\d\d) ", single).count("1.00") == 4
+
+
+def test_several_temperatures(tiny, capsys, tmp_path):
+    file = tmp_path / "texts.jsonl"
+    options = ("--model", tiny, "--temperatures", "0,0.5,3", "-n", "2", "--top-k", "20", "--max-new-tokens", "9")
+    printed = written(capsys, *options, "--seed", "5", "--save", str(file))
+    saved = saved_texts.load(file)
+    assert [(text.temperature, text.sample) for text in saved] == [(t, s) for t in (0, 0.5, 3) for s in (0, 1)]
+    for text in saved:
+        title = f"temperature {text.temperature:g}, sample {text.sample + 1}"
+        assert f" {title} " in texts(printed) and " ".join(text.text.split()[:4]) in texts(printed)
+        row = rf"│ {title} +│ {len(text.tokens)} +│ {text.mean_logprob:.2f} +│ {text.mean_raw_logprob:.2f} +│ {text.entropy:.2f} +│"
+        assert re.search(row, printed), printed
+    assert saved[0].tokens == saved[1].tokens and saved[4].tokens != saved[5].tokens
+    assert f"top_k(20), seed 5, engine {report.engine_in_use()}" in printed
+    assert texts(written(capsys, *options, "--seed", "5")) == texts(printed)
 
 
 def test_what_follows_the_end_of_a_text_is_not_counted():

@@ -53,6 +53,11 @@ def test_the_hugging_face_example_runs(capsys, tmp_path, monkeypatch):
     assert own > 0 and torch.equal(names["output"], names["same"])
     assert capsys.readouterr().out.strip()
 
+    monkeypatch.chdir(tmp_path)
+    exec(PYTHON[2], names)  # goes on with that model
+    assert len(names["made"]) == 12 and len((tmp_path / "texts.jsonl").read_text(encoding="utf-8").splitlines()) == 12
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
 
 def test_the_soft_tokens_run(capsys):
     names: dict = {}

@@ -89,3 +89,8 @@ QUANTILE = 1e-9  # relative, of a gamma quantile against scipy's: the upper tail
 ERRORS_FAIR, ERRORS_CAUGHT = 5.0, 10.0
 
 CACHED = 2e-5  # absolute: weights and entropies from a tiny model in float32, with its cache and without: logits differ by 1e-6
+
+# ---- selection ---------------------------------------------------------------------------------------------------------
+
+SHARE = 1e-12  # absolute, of numbers around 1: a few float64 roundings of sums and exponentials
+FITTED = 1e-3  # of the logarithm of a likelihood: where a minimiser stops, against a search of our own around it

@@ -180,8 +180,7 @@ static void best_of_row(const SampleArgs& args, int64_t r, const Opened& opened,
   for (int64_t k = 0; k < args.top; ++k) logprobs[k] = float(double(logprobs[k]) - double(opened.extent.max) - ln_mass);
 }
 
-static void sample_row(const SampleArgs& args, int64_t r, const Workspace& ws) {
-  const Opened opened = open_row(args.logits, r, ws);
+static void sample_opened(const SampleArgs& args, int64_t r, const Opened& opened, const Workspace& ws) {
   if (opened.status != kOk) return flag_row(args, r, opened.status);
   const Cut* cuts = cuts_of(args.plan, r);
   const double t = cuts[args.plan.count - 1].temperature;
@@ -233,6 +232,29 @@ static void sample_row(const SampleArgs& args, int64_t r, const Workspace& ws) {
       args.logprobs_of[r * args.ids_per_row + k] = raw(args.ids[r * args.ids_per_row + k]);
     if (args.top) best_of_row(args, r, opened, ws, ln_mass);
   }
+}
+
+// The arguments of row r at its i-th temperature, for row 0 of a batch of one.
+static SampleArgs at_temperature(SampleArgs args, const int64_t& r, int64_t i) {
+  const int64_t out = r * args.temperatures + i, n = args.num_samples;
+  auto shift = [](auto*& base, int64_t by) {
+    if (base) base += by;
+  };
+  args.plan.cuts = cuts_of(args.plan, r) + i * args.plan.count;
+  shift(args.seed.base, r * args.seed.stride), shift(args.step.base, r * args.step.stride);
+  shift(args.stream.base, r * args.stream.stride);
+  if (!args.stream.base) args.stream = {&r, 0};
+  shift(args.tokens, out * n), shift(args.logprobs, out * n), shift(args.raw_logprobs, out * n);
+  shift(args.kept, out), shift(args.status, out);
+  shift(args.entropy, out), shift(args.kept_mass, out), shift(args.max_prob, out), shift(args.margin, out);
+  return args;
+}
+
+// Several temperatures open the row once: its maximum, its groups' maxima and its specials are the same for all.
+static void sample_row(const SampleArgs& args, int64_t r, const Workspace& ws) {
+  const Opened opened = open_row(args.logits, r, ws);
+  if (args.temperatures == 1) return sample_opened(args, r, opened, ws);
+  for (int64_t i = 0; i < args.temperatures; ++i) sample_opened(at_temperature(args, r, i), 0, opened, ws);
 }
 
 // The ceilings that bench/ measures the engine against: one read of a row, and one read with an exponential a token.

@@ -4,13 +4,14 @@ The shortest way is one argument, `model.generate(..., custom_generate=fastdecod
 `with fastdecode.hf.accelerate(model):`; see `loop.py` and `accelerate.py`. Models that reason can do so in soft tokens, with
 `custom_generate=fastdecode.hf.soft_thinking`, in `thinking.py`. Where transformers' own loop must run, there are its
 warpers by their own names, `FusedLogitsProcessor(plan)` and `SamplerLogitsProcessor(plan)`; see `warpers.py`. For continuous
-batching: `per_request(manager)`, in `batching.py`.
+batching: `per_request(manager)`, in `batching.py`. Many temperatures and samples behind one prefill: `temperatures.py`.
 """
 
 import contextlib
 
 from .accelerate import accelerate
 from .loop import sample, sample_with
+from .temperatures import MultiTemperatureLogitsProcessor, Voted, generate_temperatures, vote_temperatures
 from .thinking import SoftThinkingOutput, soft_thinking
 from .warpers import (
     EpsilonLogitsWarper,
@@ -27,9 +28,10 @@ from .warpers import (
 )
 
 __all__ = [
-    "EpsilonLogitsWarper", "EtaLogitsWarper", "FusedLogitsProcessor", "MinPLogitsWarper", "SamplerLogitsProcessor",
-    "SoftThinkingOutput", "TemperatureLogitsWarper", "TopHLogitsWarper", "TopKLogitsWarper", "TopNSigmaLogitsWarper", "TopPLogitsWarper",
-    "TypicalLogitsWarper", "accelerate", "sample", "sample_with", "soft_thinking",
+    "EpsilonLogitsWarper", "EtaLogitsWarper", "FusedLogitsProcessor", "MinPLogitsWarper", "MultiTemperatureLogitsProcessor",
+    "SamplerLogitsProcessor", "SoftThinkingOutput", "TemperatureLogitsWarper", "TopHLogitsWarper", "TopKLogitsWarper",
+    "TopNSigmaLogitsWarper", "TopPLogitsWarper", "TypicalLogitsWarper", "Voted", "accelerate", "generate_temperatures", "sample",
+    "sample_with", "soft_thinking", "vote_temperatures",
 ]  # fmt: skip
 
 with contextlib.suppress(ImportError):  # transformers 4.57 has no such processors
