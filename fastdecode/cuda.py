@@ -52,7 +52,7 @@ class Engine:
 
         streams = (0, 0) if draw.streams is None else (draw.streams.data_ptr(), draw.streams.stride(0))
         self._compiled.sample_cuda(
-            *_rows(logits, cuts, draw.vocab_limit), *_coordinate(draw.seed), *_coordinate(draw.step), *streams, n,
+            *_rows(logits, cuts, draw.vocab_limit), *_coordinate(draw.seed), *_coordinate(draw.step), *streams, 1, n,
             *map(address, ("tokens", "logprobs", "kept", "status", *STATISTICS)), top, address("top_logprobs"), address("top_ids"),
             0 if ids is None else ids.shape[1], 0 if ids is None else ids.data_ptr(), address("logprobs_of"), *self._where(logits),
         )  # fmt: skip
