@@ -140,7 +140,7 @@ def test_every_rule_has_an_option_with_its_own_words(capsys):
         ("--top-h-variant hf", "--top-h-variant needs --top-h"),
         ("--compare --top-k 5", "leave out --top-k"),
         ("--compare -n 2", "leave out -n"),
-        ("--soft gumbel -n 2", "--soft shows the tokens of one text; leave out --compare and -n"),
+        ("--soft gumbel -n 2", "--soft shows the tokens of one text; leave out --compare, --temperatures and -n"),
         ("--soft gumbel --tau 0", "--tau must be above 0; got 0"),
         ("--soft normal", "invalid choice: 'normal'"),
         ("-n 0", "expected a whole number >= 1; got '0'"),

@@ -27,8 +27,8 @@ COMMANDS = [
 ]
 
 
-def test_there_are_three_examples():
-    assert len(PYTHON) == 3  # each has its test below
+def test_there_are_four_examples():
+    assert len(PYTHON) == 4  # each has its test below
 
 
 def test_the_loop_runs(capsys):
@@ -54,7 +54,7 @@ def test_the_hugging_face_example_runs(capsys, tmp_path, monkeypatch):
     assert capsys.readouterr().out.strip()
 
     monkeypatch.chdir(tmp_path)
-    exec(PYTHON[2], names)  # goes on with that model
+    exec(PYTHON[3], names)  # goes on with that model
     assert len(names["made"]) == 12 and len((tmp_path / "texts.jsonl").read_text(encoding="utf-8").splitlines()) == 12
     assert len(capsys.readouterr().out.splitlines()) == 3
 
@@ -79,7 +79,7 @@ def test_the_defaults_of_soft_thinking_are_those_of_the_text():
 
 def test_the_commands_parse():
     runs = [shlex.split(line.split("-m fastdecode", 1)[1]) for line in COMMANDS if "-m fastdecode" in line]
-    assert len(runs) == 4
+    assert len(runs) == 5
     for arguments in runs:
         if "--help" not in arguments:
             cli._parser().parse_args(arguments)
