@@ -49,7 +49,7 @@ bench-quick: $(VENV)/.bench native
 # What would be skipped elsewhere fails here.
 gpu-check: $(VENV)/.test $(VENV)/.bench
 	FASTDECODE_CUDA=1 $(BIN)/python setup.py -q build_ext --inplace
-	FASTDECODE_REQUIRE=cpu,cuda $(BIN)/pytest -q tests -k cuda
+	FASTDECODE_REQUIRE=cpu,cuda,triton $(BIN)/pytest -q tests -k "cuda or triton"
 	for tool in memcheck racecheck synccheck; do \
 		compute-sanitizer --tool $$tool --error-exitcode 1 $(BIN)/python -m bench.gpu --sanitize || exit 1; done
 	$(BIN)/python -m bench.gpu

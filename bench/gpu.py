@@ -23,6 +23,7 @@ import torch
 from cases import cycle
 
 import fastdecode as fd
+from fastdecode import dispatch
 
 from . import ROOT
 from .rows import rows
@@ -41,9 +42,14 @@ RULES = {
 ROUNDS, REPEATS = 7, 5
 
 
-def ours(rules: tuple, temperature: float) -> Call:
+def ours(rules: tuple, temperature: float, engine: str) -> Call:
     plan = fd.plan(fd.temperature(temperature), *rules)
-    return lambda x: fd.sample(x, plan, seed=1).tokens
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        with dispatch.use(engine):
+            return fd.sample(x, plan, seed=1).tokens
+
+    return call
 
 
 def transformers_step(rule: str, temperature: float) -> Call | None:
@@ -102,7 +108,9 @@ def vllm_step(rule: str, temperature: float) -> Call | None:
 
 
 def candidates(rule: str, temperature: float) -> Iterator[tuple[str, Call]]:
-    yield "fastdecode", ours(RULES[rule], temperature)
+    for engine in ("cuda", "triton"):
+        if engine in dispatch.ENGINES:
+            yield f"fastdecode, {engine}", ours(RULES[rule], temperature, engine)
     for name, make in (("transformers", transformers_step), ("flashinfer", flashinfer_step), ("vllm", vllm_step)):
         step = make(rule, temperature)
         if step is not None:
@@ -221,13 +229,13 @@ def main(arguments: list[str] | None = None) -> int:
     path = ROOT / "bench" / "results" / f"{name}.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in found))
     print(
-        f"written to {path.relative_to(ROOT)}\n{'rule':22} {'rows':7} {'dtype':9} {'T':>3} {'V':>7} {'B':>4} {'us':>9} {'reads':>6}"
+        f"written to {path.relative_to(ROOT)}\n{'engine':18} {'rule':22} {'rows':7} {'dtype':9} {'T':>3} {'V':>7} {'B':>4} {'us':>9} {'reads':>6}"
     )
     for record in found:
-        if record["who"] == "fastdecode" and record["rows"] == "real" and record["V"] == 128256:
+        if record["who"].startswith("fastdecode") and record["rows"] == "real" and record["V"] == 128256:
             reads = record["us"] / record["one_read_us"]
             print(
-                f"{record['rule']:22} {record['rows']:7} {record['dtype']:9} {record['T']:3} {record['V']:7} {record['B']:4} {record['us']:9} {reads:6.2f}"
+                f"{record['who']:18} {record['rule']:22} {record['rows']:7} {record['dtype']:9} {record['T']:3} {record['V']:7} {record['B']:4} {record['us']:9} {reads:6.2f}"
             )
     return 0
 
