@@ -208,8 +208,9 @@ def test_check_names_the_rows(engine):
     raises(ValueError, sentence.format(named), fd.sample, x, PLAN, check=True)
 
 
-def test_engines_that_cannot_be_used():
-    for name in ("cuda", "nonsense"):
+def test_engines_that_cannot_be_used(monkeypatch):
+    monkeypatch.setitem(dispatch.MISSING, "missing", "it was not built")
+    for name in ("missing", "nonsense"):
         with dispatch.use(name):
             raises(RuntimeError, f"the engine {name!r} was asked for and cannot be used: ...", fd.truncate, X, PLAN)
 
