@@ -31,7 +31,6 @@ struct Bracket {
   Interval above, wide;
 };
 
-constexpr int kPivots = 8, kProbes = 4 * kPivots;
 constexpr int kStretch =
     16;  // tokens of each group in the sample: consecutive ones, at another place in the next group
 static_assert(kStretch % kLanes == 0, "the sample is taken in whole vectors");

@@ -2,11 +2,11 @@
 //   tied tokens that a walk by descending key keeps, and the sums up to it.
 // Contract: finite keys in any order, -inf and finite w behind the last one; the arrays given are read only, the work is done in
 //   the workspace's key, key_w, key_y. Equal keys stay or go together.
-// Idea: 1. a few probes tell about where the walk stops: take a pivot on either side; 2. add up the tokens at or above each;
-//   the measure is monotone, so the sums tell for certain where the walk stops; 3. keep that part only, and go on; 4. at
+// Idea: 1. a few probes give pivots, about as many tokens between each two; 2. add up the tokens at or above each; the measure is
+//   monotone, so the sums tell for certain which two the walk stops between; 3. keep that part only, and go on; 4. at
 //   24 tokens or fewer, sort and walk one group of ties after the other.
 // Who does what: one thread. Numbers: sums in float over 16 vectors, in double across. Randomness: none.
-// Cost: about two and a half looks at each token in all, a vector at a time. Limits: none; every round parts off a key.
+// Cost: two looks at each token and a little more, a vector at a time. Limits: none; every round parts off a key.
 
 #include "kernels.inl"
 
@@ -31,30 +31,35 @@ FD_FN void add(Sums* sums, float w, float y) {
 
 FD_FN Sums plus(const Sums& a, const Sums& b) { return {a.n + b.n, a.mass + b.mass, a.moment + b.moment}; }
 
-// 2. The sums over the keys at or above each of two pivots; without kMoment, the moments are NaN.
+constexpr int kPivots = 8, kProbes = 4 * kPivots;
+
+// 2. The sums over the keys at or above each pivot; without kMoment, the moments are NaN.
 template <bool kMoment>
-static void sums_above(const Tokens& tokens, int64_t n, float high, float low, Sums* above) {
-  D masses[2]{}, moments[2]{};
-  const V pivot[2] = {all(high), all(low)};
-  int64_t count[2] = {0, 0};
+static void sums_above(const Tokens& tokens, int64_t n, const float* pivots, Sums* above) {
+  D masses[kPivots]{}, moments[kPivots]{};
+  I counts[kPivots]{};
+  V pivot[kPivots];
+  for (int p = 0; p < kPivots; ++p) pivot[p] = all(pivots[p]);
   for (int64_t first = 0; first < n; first += 16 * kLanes) {
     const int64_t end = first + 16 * kLanes < n ? first + 16 * kLanes : n;
-    V mass[2] = {all(0.0f), all(0.0f)}, moment[2] = {all(0.0f), all(0.0f)};
+    V mass[kPivots]{}, moment[kPivots]{};
     for (int64_t i = first; i < end; i += kLanes) {
       const V key = load(tokens.key + i), w = load(tokens.w + i);
-      for (int p = 0; p < 2; ++p) {
+      const V wy = kMoment ? w * load(tokens.y + i) : w;
+      for (int p = 0; p < kPivots; ++p) {
         const M in = at_least(key, pivot[p]);
-        const V part = zero_unless(in, w);
-        count[p] += __builtin_popcount(bits_of(in));
-        mass[p] += part;
-        if (kMoment) moment[p] += part * load(tokens.y + i);
+        counts[p] = count_where(in, counts[p]);
+        mass[p] = add_where(in, mass[p], w);
+        if (kMoment) moment[p] = add_where(in, moment[p], wy);
       }
     }
-    for (int p = 0; p < 2; ++p) masses[p] += pairs_of(mass[p]);
-    for (int p = 0; kMoment && p < 2; ++p) moments[p] += pairs_of(moment[p]);
+    for (int p = 0; p < kPivots; ++p) masses[p] += pairs_of(mass[p]);
+    for (int p = 0; kMoment && p < kPivots; ++p) moments[p] += pairs_of(moment[p]);
   }
-  for (int p = 0; p < 2; ++p)
-    above[p] = {double(count[p]), sum_of_lanes(masses[p]), kMoment ? sum_of_lanes(moments[p]) * kLn2 : double(NAN)};
+  for (int p = 0; p < kPivots; ++p) {
+    const double moment = kMoment ? sum_of_lanes(moments[p]) * kLn2 : double(NAN);
+    above[p] = {double(sum_of_lanes(counts[p])), sum_of_lanes(masses[p]), moment};
+  }
 }
 
 struct Range {
@@ -114,38 +119,17 @@ static Edge walk(const Cut& cut, const Sums& whole, double need, const Workspace
   return edge;
 }
 
-// 1. Two keys that the stop is likely to lie between, the higher one perhaps INFINITY.
-struct Pivots {
-  float high, low;
-};
-
-static Pivots probe(const Cut& cut, const Sums& whole, double need, const Tokens& tokens, int64_t n, const Sums& before,
-                    const Range& range, bool halve) {
-  constexpr int kProbes = 32, kAround = 3;
-  int64_t at[kProbes];
+// 1. Pivots between which there are about as many tokens each, descending; the first one parts the lowest key from the highest.
+static void choose_pivots(const Tokens& tokens, int64_t n, const Range& range, float* pivots) {
+  float probes[kProbes];
   for (int i = 0; i < kProbes; ++i) {  // insertion sort, descending
-    const int64_t place = (2 * i + 1) * n / (2 * kProbes);
+    const float key = tokens.key[(2 * i + 1) * n / (2 * kProbes)];
     int j = i;
-    for (; j > 0 && tokens.key[at[j - 1]] < tokens.key[place]; --j) at[j] = at[j - 1];
-    at[j] = place;
+    for (; j > 0 && probes[j - 1] < key; --j) probes[j] = probes[j - 1];
+    probes[j] = key;
   }
-  const float each = float(n) / kProbes;
-  Sums part = before;
-  // A few heavy tokens can fool the probes; so every other round takes quartiles, whatever they say.
-  int stop = 0, around = halve ? kProbes / 4 : kAround;
-  if (halve) stop = kProbes / 2;
-  for (; !halve && stop < kProbes; ++stop) {
-    const int64_t i = at[stop];
-    part = plus(part, {each, double(each * tokens.w[i]), double(each * tokens.w[i] * tokens.y[i]) * kLn2});
-    if (reaches(cut, part, whole, need)) break;
-  }
-  float high = stop < around ? INFINITY : tokens.key[at[stop - around]];
-  float low = stop + around < kProbes ? tokens.key[at[stop + around]] : range.low;
-  // Every round must part off something: a pivot at the lowest key does not.
-  if (high <= range.low || high > range.high) high = INFINITY;
-  if (high == INFINITY && low <= range.low) low = tokens.key[at[kProbes / 2]];
-  if (high == INFINITY && low <= range.low) low = range.high;
-  return {high, low};
+  for (int p = 0; p < kPivots; ++p) pivots[p] = probes[kProbes / kPivots * p + kProbes / kPivots / 2];
+  if (pivots[0] <= range.low) pivots[0] = nextafterf(range.low, INFINITY);  // most of them are tied there
 }
 
 // `whole` are the sums over all survivors, which may be more tokens than these n; `before` those over tokens with larger keys.
@@ -153,11 +137,11 @@ static Edge search(const Cut& cut, const Sums& whole, const Workspace& ws, Token
   const double need = needed(cut, whole);
   const Tokens given = tokens;
   const int64_t given_n = n;
-  auto sums = [&](const Tokens& of, int64_t count, float high, float low, Sums* above) {
+  auto sums = [&](const float* pivots, Sums* above) {
     if (measures_moment(cut))
-      sums_above<true>(of, count, high, low, above);
+      sums_above<true>(tokens, n, pivots, above);
     else
-      sums_above<false>(of, count, high, low, above);
+      sums_above<false>(tokens, n, pivots, above);
   };
   Range range = {n, kLowest, INFINITY};
   float gone = INFINITY;  // keys from here on are counted in `before`
@@ -167,20 +151,16 @@ static Edge search(const Cut& cut, const Sums& whole, const Workspace& ws, Token
   };
   auto lowest_gone = [&] { return gone == INFINITY ? INFINITY : lowest_from(given, given_n, gone); };
   bool inside = false;  // is the stop known to be among the tokens that are left?
-  for (bool halve = false; n > kFew && range.high > range.low; halve = !halve) {
-    const Pivots pivots = probe(cut, whole, need, tokens, n, before, range, halve);
-    Sums above[2];
-    sums(tokens, n, pivots.high, pivots.low, above);
-    const Sums high = plus(before, above[0]), low = plus(before, above[1]);
-    if (reaches(cut, high, whole, need)) {
-      keep(pivots.high, INFINITY), inside = true;
-    } else if (reaches(cut, low, whole, need)) {
-      keep(pivots.low, pivots.high), inside = true;
-      before = high, gone = fminf(gone, pivots.high);
-    } else {
-      keep(kLowest, pivots.low);
-      before = low, gone = fminf(gone, pivots.low);
-    }
+  while (n > kFew && range.high > range.low) {
+    float pivots[kPivots];
+    Sums above[kPivots];
+    choose_pivots(tokens, n, range, pivots);
+    sums(pivots, above);
+    int p = 0;
+    while (p < kPivots && !reaches(cut, plus(before, above[p]), whole, need)) ++p;
+    keep(p < kPivots ? pivots[p] : kLowest, p > 0 ? pivots[p - 1] : INFINITY);
+    inside |= p < kPivots;
+    if (p > 0) before = plus(before, above[p - 1]), gone = fminf(gone, pivots[p - 1]);
   }
   if (n <= kFew) {
     if (tokens.key != ws.key || tokens.w != ws.key_w) keep(kLowest, INFINITY);
@@ -189,8 +169,10 @@ static Edge search(const Cut& cut, const Sums& whole, const Workspace& ws, Token
     if (edge.key != edge.key) edge.key = lowest_gone();
     return edge;
   }
-  Sums tied[2];  // one large group of ties
-  sums(tokens, n, range.low, range.low, tied);
+  float lowest[kPivots];  // one large group of ties
+  Sums tied[kPivots];
+  for (float& pivot : lowest) pivot = range.low;
+  sums(lowest, tied);
   const Sums through = plus(before, tied[0]);
   const bool stopped = stops(cut, before, through, whole, need);
   if (stopped && int(cut.stop) == kStopBefore) return {true, lowest_gone(), before};

@@ -84,6 +84,8 @@ FD_FN M both(M a, M b) { return M(a & b); }
 FD_FN M first_only(M a, M b) { return M(a & ~b); }
 FD_FN V choose(M mask, V yes, V no) { return V(_mm512_mask_blend_ps(mask, __m512(no), __m512(yes))); }
 FD_FN V zero_unless(M mask, V x) { return V(_mm512_maskz_mov_ps(mask, __m512(x))); }
+FD_FN V add_where(M mask, V to, V x) { return V(_mm512_mask_add_ps(__m512(to), mask, __m512(to), __m512(x))); }
+FD_FN I count_where(M mask, I n) { return I(_mm512_mask_add_epi32(__m512i(n), mask, __m512i(n), _mm512_set1_epi32(1))); }
 FD_FN uint32_t bits_of(M mask) { return mask; }
 #else
 typedef I M;
@@ -93,6 +95,8 @@ FD_FN M both(M a, M b) { return a & b; }
 FD_FN M first_only(M a, M b) { return a & ~b; }
 FD_FN V choose(M mask, V yes, V no) { return V((I(yes) & mask) | (I(no) & ~mask)); }
 FD_FN V zero_unless(M mask, V x) { return V(I(x) & mask); }
+FD_FN V add_where(M mask, V to, V x) { return to + zero_unless(mask, x); }
+FD_FN I count_where(M mask, I n) { return n - mask; }  // one more in each lane of the mask
 // One bit for each lane.
 FD_FN uint32_t bits_of(M mask) {
 #if defined(__AVX2__)
@@ -128,6 +132,15 @@ FD_FN D pairs_of(V x) {
 #endif
 }
 
+FD_FN int64_t sum_of_lanes(I x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_epi32(__m512i(x));
+#else
+  int64_t sum = 0;
+  for (int lane = 0; lane < kLanes; ++lane) sum += x[lane];
+  return sum;
+#endif
+}
 FD_FN double sum_of_lanes(D x) {
 #if defined(__AVX512F__)
   return _mm512_reduce_add_pd(__m512d(x));

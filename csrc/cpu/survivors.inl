@@ -257,13 +257,13 @@ class Survivors {
   }
 
   bool prefix_in_bracket(const Cut& cut, Scale s, int attempt) {
-    const float bound = bound_by_groups(ws_.group_max, row_.groups(), row_.groups() / 4);
+    const float bound = bound_by_groups(ws_.group_max, row_.groups(), row_.groups() / 6);
     const int64_t heavy = bound > kLowest ? gather(row_, ws_, {fmaxf(bound, interval_.lo), interval_.hi}) : 0;
     gathered_sums(ws_, heavy, s.base, s.c);
     Guess guess(cut, row_, ws_, heavy, bound > kLowest ? bound : INFINITY, s.base, s.c, interval_);
     const bool known = has_sums_at(s, wants_moment(cut));
     if (known) guess.learn(sums_);
-    const Bracket bracket = guess.bracket(2.5 + 2 * attempt, 3 * attempt);
+    const Bracket bracket = guess.bracket(1.8 + 2 * attempt, 3 * attempt);
     const Split found = split_for(cut, row_, ws_, s.base, s.c, interval_, bracket);
     masses_at_ = {};
     if (!known) found_sums(found.whole, s);
@@ -286,16 +286,20 @@ class Survivors {
   // narrow: after a split and a search between.
   void narrow_to_split(const Split& found, const Edge& edge, Interval kept, Scale s) {
     V highest = all(found.highest);
+    for (int64_t i = 0; i < found.between; i += kLanes) {  // what lies behind the last token is in no interval
+      const V x = load(ws_.x + i);
+      const M stays = Interval::has(x, kept.bottom(), kept.hi);
+      store(ws_.w + i, zero_unless(stays, load(ws_.w + i)));
+      highest = max_of(highest, choose(stays, x, all(-INFINITY)));
+    }
     for (int64_t g = 0; g < row_.groups(); ++g) {
-      const int64_t end = ws_.run_start[g + 1];
-      D mass{};
-      for (int64_t i = ws_.run_start[g]; i < end; i += kLanes) {
-        const V x = load(ws_.x + i);
-        const M real = less(count_up(), all(float(end - i))), stays = both(real, Interval::has(x, kept.lo, kept.hi));
-        mass += pairs_of(zero_unless(stays, load(ws_.w + i)));
-        highest = max_of(highest, choose(stays, x, all(-INFINITY)));
-      }
-      ws_.group_mass[g] += sum_of_lanes(mass);
+      const int64_t start = ws_.run_start[g], end = ws_.run_start[g + 1];
+      V mass = all(0.0f);
+      for (int64_t i = start; i < start + 2 * kLanes; i += kLanes)  // nearly always enough, and then no branch goes wrong
+        mass += zero_unless(less(count_up(), all(float(end - i))), load(ws_.w + i));
+      for (int64_t i = start + 2 * kLanes; i < end; i += kLanes)
+        mass += zero_unless(less(count_up(), all(float(end - i))), load(ws_.w + i));
+      ws_.group_mass[g] += sum_of_lanes(pairs_of(mass));
     }
     shrink(kept);
     top_ = fminf(top_, largest_lane(highest));
