@@ -126,12 +126,15 @@ FD_FN float largest_half(int dtype, H x, float sign) {
   return largest_lane(max_of(first * sign, second * sign));
 }
 
-// 16-bit logits in their order as integers: twice as many to a vector, and nothing to convert.
+// 16-bit logits as integers, twice as many to a vector and nothing to convert. Signed, they are in order from 0 up, and negative
+// ones below; unsigned, negative ones come last and in the reverse order.
 static Extent row_max_of_halves(const Row& row, float* group_max) {
   const uint16_t* h = static_cast<const uint16_t*>(row.base);
   const int16_t infinity = row.dtype == kFloat16 ? 0x7c00 : 0x7f80;
-  auto ordered = [](H x) FD_INLINE { return x ^ ((x >> 15) & 0x7fff); };  // and back
-  H highest = H{} - 0x7fff, lowest = H{} + 0x7fff;
+  auto larger = [](auto a, auto b) FD_INLINE { return a > b ? a : b; };
+  auto smaller = [](auto a, auto b) FD_INLINE { return a < b ? a : b; };
+  H highest = H{} - 0x7fff - 1;
+  UH first = ~UH{}, last = UH{};
   for (int64_t g = 0; g < row.groups(); ++g, h += kGroupSize) {
     uint16_t buffer[kGroupSize];
     const int64_t left = row.limit - g * kGroupSize;
@@ -140,22 +143,24 @@ static Extent row_max_of_halves(const Row& row, float* group_max) {
       for (int i = 0; i < kGroupSize; ++i) buffer[i] = h[i < left ? i : 0];
       from = buffer;
     }
-    H high[2] = {ordered(load_halves(from)), ordered(load_halves(from + 2 * kLanes))};
-    H low[2] = {high[0], high[1]};
+    H high[2] = {load_halves(from), load_halves(from + 2 * kLanes)};
+    UH low[2] = {UH(high[0]), UH(high[1])}, top[2] = {low[0], low[1]};
     for (int i = 4 * kLanes; i < kGroupSize; i += 4 * kLanes)
       for (int k = 0; k < 2; ++k) {
-        const H x = ordered(load_halves(from + i + 2 * k * kLanes));
-        high[k] = x > high[k] ? x : high[k], low[k] = x < low[k] ? x : low[k];
+        const H x = load_halves(from + i + 2 * k * kLanes);
+        high[k] = larger(high[k], x), low[k] = smaller(low[k], UH(x)), top[k] = larger(top[k], UH(x));
       }
-    const H m = high[0] > high[1] ? high[0] : high[1], l = low[0] < low[1] ? low[0] : low[1];
-    highest = m > highest ? m : highest, lowest = l < lowest ? l : lowest;
-    group_max[g] = largest_half(row.dtype, ordered(m), 1);
+    const H most = larger(high[0], high[1]);
+    const UH least = smaller(low[0], low[1]);
+    highest = larger(highest, most), first = smaller(first, least), last = larger(last, larger(top[0], top[1]));
+    group_max[g] =
+        largest_half(row.dtype, most < 0 ? H(least) : most, 1);  // only negative ones in a lane: the first of them
   }
   Extent extent{group_max[0], false, INFINITY};
   for (int64_t g = 1; g < row.groups(); ++g) extent.max = fmaxf(extent.max, group_max[g]);
-  for (int i = 0; i < 2 * kLanes; ++i) extent.special |= highest[i] >= infinity || lowest[i] <= ~infinity;
-  extent.least =
-      -largest_half(row.dtype, ordered(lowest), -1);  // costs nothing here, and more than it saves among floats
+  for (int i = 0; i < 2 * kLanes; ++i) extent.special |= highest[i] >= infinity || last[i] >= (0x8000 | infinity);
+  extent.least = -largest_half(row.dtype, H(last) < 0 ? H(last) : H(first),
+                               -1);  // costs nothing here, and more than it saves among floats
   return extent;
 }
 

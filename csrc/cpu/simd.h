@@ -36,6 +36,7 @@ typedef uint32_t U __attribute__((vector_size(4 * kLanes)));
 typedef double D __attribute__((vector_size(4 * kLanes)));  // half as many lanes
 
 typedef int16_t H __attribute__((vector_size(4 * kLanes)));  // twice as many lanes
+typedef uint16_t UH __attribute__((vector_size(4 * kLanes)));
 
 FD_FN H load_halves(const uint16_t* at) {
   H x;
@@ -85,7 +86,9 @@ FD_FN M first_only(M a, M b) { return M(a & ~b); }
 FD_FN V choose(M mask, V yes, V no) { return V(_mm512_mask_blend_ps(mask, __m512(no), __m512(yes))); }
 FD_FN V zero_unless(M mask, V x) { return V(_mm512_maskz_mov_ps(mask, __m512(x))); }
 FD_FN V add_where(M mask, V to, V x) { return V(_mm512_mask_add_ps(__m512(to), mask, __m512(to), __m512(x))); }
-FD_FN I count_where(M mask, I n) { return I(_mm512_mask_add_epi32(__m512i(n), mask, __m512i(n), _mm512_set1_epi32(1))); }
+FD_FN I count_where(M mask, I n) {
+  return I(_mm512_mask_add_epi32(__m512i(n), mask, __m512i(n), _mm512_set1_epi32(1)));
+}
 FD_FN uint32_t bits_of(M mask) { return mask; }
 #else
 typedef I M;

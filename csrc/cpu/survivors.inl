@@ -295,7 +295,8 @@ class Survivors {
     for (int64_t g = 0; g < row_.groups(); ++g) {
       const int64_t start = ws_.run_start[g], end = ws_.run_start[g + 1];
       V mass = all(0.0f);
-      for (int64_t i = start; i < start + 2 * kLanes; i += kLanes)  // nearly always enough, and then no branch goes wrong
+      for (int64_t i = start; i < start + 2 * kLanes;
+           i += kLanes)  // nearly always enough, and then no branch goes wrong
         mass += zero_unless(less(count_up(), all(float(end - i))), load(ws_.w + i));
       for (int64_t i = start + 2 * kLanes; i < end; i += kLanes)
         mass += zero_unless(less(count_up(), all(float(end - i))), load(ws_.w + i));
