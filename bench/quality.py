@@ -1,0 +1,237 @@
+"""Creativity against coherence: what each rule writes with SmolLM2-135M-Instruct at T = 0.7, 1, 1.5 and 2.
+
+    python -m bench.quality [--minutes 10]        goes on where it was stopped; writes results/quality.{jsonl,md,png}
+
+8 prompts x 8 samples x 48 tokens for each rule and temperature, float32, all from the same noise, so that texts differ because of
+the rule. Three measures, each within the samples of one prompt and then averaged over prompts (the error is that of this average):
+
+    likelihood   mean ln p of a token under the model at temperature 1, without any rule: how the model itself likes the text
+    distinct-n   different n-grams of tokens over all n-grams (after arXiv 1510.03055)
+    self-BLEU    mean BLEU-4 of each sample against the other ones (arXiv 1802.01886): 1 is eight copies, 0 has nothing in common
+
+Likelihood is not quality: greedy loops have the best. It says only whether a text fell apart. N-grams are of the model's tokens, without
+the end token.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+from statistics import fmean, stdev
+
+import torch
+
+import fastdecode as fd
+from fastdecode import demo, hf, texts
+from fastdecode.plot import COLORS, MARKERS
+
+TEMPERATURES = (0.7, 1.0, 1.5, 2.0)
+RULES = {
+    "none": fd.plan(),
+    "top_p .95": fd.plan(fd.top_p(0.95)),
+    "typical .9": fd.plan(fd.typical(0.9)),
+    "min_p .1": fd.plan(fd.min_p(0.1)),
+    "top_h .4": fd.plan(fd.top_h(0.4)),
+    "top_h .4 hf": fd.plan(fd.top_h(0.4, variant="hf")),
+}
+ROUND, ROUNDS = 4, 2  # samples of a prompt and temperature in one batch; batches
+TOKENS = 48
+SEED = 1
+PROMPTS = (
+    "Write a short story about a lighthouse keeper who finds a letter.",
+    "Write a poem about the first snow of the year.",
+    "Describe a city that nobody has visited yet.",
+    "Invent an animal and tell me how it lives.",
+    "Tell me about a dream that came true.",
+    "Write the opening of a mystery set on a train.",
+    "Describe the best meal you can imagine.",
+    "Write a letter from an old tree to the people of the village.",
+)
+MEASURES = ("likelihood", "distinct-1", "distinct-2", "distinct-3", "self-BLEU")
+RESULTS = Path(__file__).parent / "results"
+FOLDER = RESULTS / "quality"
+
+
+# ---- measures: of the samples of one prompt, as lists of token ids -----------------------------------------------------
+
+
+def grams(tokens: Sequence[int], n: int) -> Counter:
+    return Counter(tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1))
+
+
+def distinct(samples: Iterable[Sequence[int]], n: int) -> float:
+    """Different n-grams over all n-grams of the samples together; NaN if there are none."""
+    seen: Counter = sum((grams(tokens, n) for tokens in samples), Counter())
+    return len(seen) / seen.total() if seen else math.nan
+
+
+def bleu(tokens: Sequence[int], others: Sequence[Sequence[int]], longest: int = 4) -> float:
+    """Sentence BLEU: the geometric mean of the clipped precisions of n-grams, times the penalty for being shorter than the other
+    that is nearest in length. Above n = 1 each count has one added, or a single missing 4-gram would make it 0."""
+    if not tokens:
+        return 0.0
+    logs = []
+    for n in range(1, longest + 1):
+        own, allowed = grams(tokens, n), Counter()
+        for other in others:
+            allowed |= grams(other, n)
+        added = int(n > 1)
+        hits, all_of_them = (own & allowed).total() + added, own.total() + added
+        logs.append(math.log(hits / all_of_them) if hits else -math.inf)
+    nearest = min((abs(len(other) - len(tokens)), len(other)) for other in others)[1]
+    return math.exp(fmean(logs) + min(0.0, 1 - nearest / len(tokens)))
+
+
+def self_bleu(samples: Sequence[Sequence[int]]) -> float:
+    return fmean(bleu(tokens, [*samples[:i], *samples[i + 1 :]]) for i, tokens in enumerate(samples))
+
+
+def measured(samples: Sequence[texts.Text], ends: set[int]) -> dict[str, float]:
+    tokens = [[t for t in text.tokens if t not in ends] for text in samples]
+    found = {"likelihood": sum(text.raw_logprob for text in samples) / sum(len(text.tokens) for text in samples)}
+    found |= {f"distinct-{n}": distinct(tokens, n) for n in (1, 2, 3)}
+    return found | {"self-BLEU": self_bleu(tokens), "tokens": fmean(map(len, tokens))}
+
+
+# ---- texts -----------------------------------------------------------------------------------------------------------
+
+
+def written(loaded: demo.Loaded, rule: str, number: int) -> list[texts.Text]:
+    """One batch of a rule: ROUND samples of every prompt at every temperature, from the file or from the model."""
+    file = FOLDER / f"{rule.replace(' ', '-')}-{number}.jsonl"
+    if not file.exists():
+        loaded.tokenizer.padding_side = "left"
+        turns = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
+        inputs = loaded.tokenizer.apply_chat_template(
+            turns, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
+        )
+        made = hf.generate_temperatures(
+            loaded.model, inputs, TEMPERATURES, ROUND, RULES[rule], SEED, tokenizer=loaded.tokenizer,
+            max_new_tokens=TOKENS, first_sample=ROUND * number, progress=False,
+        )  # fmt: skip
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        texts.save(made, file)
+    return texts.load(file)
+
+
+def records_of(rule: str, made: list[texts.Text], ends: set[int]) -> list[dict]:
+    """One for each temperature and prompt."""
+
+    def key(text: texts.Text) -> tuple[float, int]:
+        return text.temperature, text.prompt
+
+    return [
+        {"rule": rule, "T": t, "prompt": PROMPTS[prompt], **measured(list(own), ends)}
+        for (t, prompt), own in groupby(sorted(made, key=key), key)
+    ]
+
+
+# ---- table and figure --------------------------------------------------------------------------------------------------
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    return fmean(values), stdev(values) / math.sqrt(len(values))
+
+
+def table(records: list[dict]) -> str:
+    """Means over prompts with their errors, and how many tokens a text has."""
+    lines = []
+    for t in TEMPERATURES:
+        lines += [f"**T = {t:g}**", "", f"| rule | {' | '.join(MEASURES)} | tokens |"]
+        lines.append("|---|" + "---:|" * (len(MEASURES) + 1))
+        for rule in RULES:
+            own = [r for r in records if (r["rule"], r["T"]) == (rule, t)]
+            cells = ["{:.2f} ± {:.2f}".format(*mean_and_error([r[name] for r in own])) for name in MEASURES]
+            lines.append(f"| `{rule}` | {' | '.join(cells)} | {fmean(r['tokens'] for r in own):.0f} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def comparisons(records: list[dict]) -> str:
+    """The papers' order at high temperature is Top-H, min-p, top-p: the differences of neighbours, prompt by prompt."""
+    lines = ["| T | less | likelihood | distinct-2 | self-BLEU |", "|---:|---|---:|---:|---:|"]
+    pairs = (
+        ("top_h .4", "min_p .1"),
+        ("top_h .4 hf", "min_p .1"),
+        ("min_p .1", "top_p .95"),
+        ("typical .9", "top_p .95"),
+    )
+    for t in TEMPERATURES:
+        for one, other in pairs:
+            cells = []
+            for name in ("likelihood", "distinct-2", "self-BLEU"):
+                of = {
+                    rule: {r["prompt"]: r[name] for r in records if (r["rule"], r["T"]) == (rule, t)}
+                    for rule in (one, other)
+                }
+                cells.append("{:+.2f} ± {:.2f}".format(*mean_and_error([of[one][p] - of[other][p] for p in of[one]])))
+            lines.append(f"| {t:g} | `{one}` less `{other}` | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(records: list[dict], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    shown = (
+        ("distinct-2", "distinct-2: share of pairs of tokens that are new", lambda y: y),
+        ("self-BLEU", "1 - self-BLEU: how little samples share", lambda y: 1 - y),
+    )
+    figure, panels = pyplot.subplots(1, 2, figsize=(11.5, 5.4), layout="constrained")
+    for panel, (name, label, upward) in zip(panels, shown):
+        for rule, color, marker in zip(RULES, COLORS, MARKERS):
+            points = []
+            for t in TEMPERATURES:
+                own = [r for r in records if (r["rule"], r["T"]) == (rule, t)]
+                points.append((fmean(r["likelihood"] for r in own), upward(fmean(r[name] for r in own))))
+            style = "--" if rule == "none" else "-"
+            panel.plot(*zip(*points), style, color=color, marker=marker, markersize=7, label=rule)
+            for t, point in zip(TEMPERATURES, points):
+                panel.annotate(f"{t:g}", point, (5, 5), textcoords="offset points", fontsize=8, color=color)
+        panel.set(xlabel="coherence: mean ln p of a token under the model at T = 1 (nats)", ylabel=label)
+        panel.grid(True, alpha=0.3)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(RULES), frameon=False)
+    figure.suptitle(
+        f"SmolLM2-135M-Instruct, {len(PROMPTS)} prompts x {ROUND * ROUNDS} samples; the numbers are temperatures"
+    )
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    pyplot.close(figure)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--minutes", type=float, default=10, help="start no new batch after so long; a later run goes on"
+    )
+    options = parser.parse_args()
+    end = time.monotonic() + 60 * options.minutes
+    loaded = demo.load(None, None)
+    made: dict[str, list[texts.Text]] = {rule: [] for rule in RULES}
+    for number in range(ROUNDS):
+        for rule, own in made.items():
+            if time.monotonic() > end:
+                print(f"stopped before batch {number + 1} of {rule}; run again to go on")
+                return 1
+            own += written(loaded, rule, number)
+    ends = hf.temperatures._ends(loaded.model, None)
+    records = [record for rule, own in made.items() for record in records_of(rule, own, ends)]
+    (RESULTS / "quality.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+    words = f"{table(records)}\n**The papers' order, prompt by prompt**\n\n{comparisons(records)}"
+    (RESULTS / "quality.md").write_text(words, encoding="utf-8")
+    draw(records, RESULTS / "quality.png")
+    print(words)
+    return 0
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    raise SystemExit(main())
