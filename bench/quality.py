@@ -43,6 +43,7 @@ RULES = {
 ROUND, ROUNDS = 4, 2  # samples of a prompt and temperature in one batch; batches
 TOKENS = 48
 SEED = 1
+LEAST = -4.5  # nats: the left end of the lower panels
 PROMPTS = (
     "Write a short story about a lighthouse keeper who finds a letter.",
     "Write a poem about the first snow of the year.",
@@ -176,34 +177,43 @@ def comparisons(records: list[dict]) -> str:
 
 
 def draw(records: list[dict], path: Path) -> None:
+    """Above: each measure against temperature, with its errors. Below: creativity against coherence."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    shown = (
-        ("distinct-2", "distinct-2: share of pairs of tokens that are new", lambda y: y),
-        ("self-BLEU", "1 - self-BLEU: how little samples share", lambda y: 1 - y),
-    )
-    figure, panels = pyplot.subplots(1, 2, figsize=(11.5, 5.4), layout="constrained")
-    for panel, (name, label, upward) in zip(panels, shown):
-        for rule, color, marker in zip(RULES, COLORS, MARKERS):
-            points = []
-            for t in TEMPERATURES:
-                own = [r for r in records if (r["rule"], r["T"]) == (rule, t)]
-                points.append((fmean(r["likelihood"] for r in own), upward(fmean(r[name] for r in own))))
-            style = "--" if rule == "none" else "-"
-            panel.plot(*zip(*points), style, color=color, marker=marker, markersize=7, label=rule)
-            for t, point in zip(TEMPERATURES, points):
-                panel.annotate(f"{t:g}", point, (5, 5), textcoords="offset points", fontsize=8, color=color)
-        panel.set(xlabel="coherence: mean ln p of a token under the model at T = 1 (nats)", ylabel=label)
+    likelihood = "mean ln p of a token (nats)"
+    pairs, shared = "distinct-2: share of new pairs of tokens", "1 - self-BLEU: how little samples share"
+    figure, panels = pyplot.subplots(2, 2, figsize=(11.5, 9), layout="constrained")
+    for rule, color, marker in zip(RULES, COLORS, MARKERS):
+        found = {}
+        for name in ("likelihood", "distinct-2", "self-BLEU"):
+            own = [[r[name] for r in records if (r["rule"], r["T"]) == (rule, t)] for t in TEMPERATURES]
+            found[name], found[name + " error"] = zip(*map(mean_and_error, own))
+        unlike = [1 - y for y in found["self-BLEU"]]
+        look = {"color": color, "marker": marker, "markersize": 7, "linestyle": "--" if rule == "none" else "-"}
+        for panel, name in zip(panels[0], ("likelihood", "distinct-2")):
+            panel.errorbar(TEMPERATURES, found[name], found[name + " error"], label=rule, capsize=3, **look)
+        panels[1, 0].plot(found["likelihood"], found["distinct-2"], **look)
+        panels[1, 1].plot(found["likelihood"], unlike, **look)
+    for panel, label in zip(panels[0], (likelihood, pairs)):
+        panel.set(xlabel="temperature", ylabel=label, xticks=TEMPERATURES)
+    for panel, label in zip(panels[1], (pairs, shared)):
+        panel.set(
+            xlabel=f"coherence: {likelihood}",
+            ylabel=label,
+            title=f"each line: T = {TEMPERATURES[-1]:g} on the left, {TEMPERATURES[0]:g} on the right",
+        )
+        panel.set_xlim(left=max(panel.get_xlim()[0], LEAST))  # what fell apart lies far to the left
+    for panel in panels.flat:
         panel.grid(True, alpha=0.3)
-    handles, labels = panels[0].get_legend_handles_labels()
+    handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(RULES), frameon=False)
     figure.suptitle(
-        f"SmolLM2-135M-Instruct, {len(PROMPTS)} prompts x {ROUND * ROUNDS} samples; the numbers are temperatures"
+        f"SmolLM2-135M-Instruct, {len(PROMPTS)} prompts x {ROUND * ROUNDS} samples x {TOKENS} tokens; ln p is the model's own at T = 1"
     )
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    figure.savefig(path, dpi=100, metadata={"Software": None})
     pyplot.close(figure)
 
 
