@@ -1,6 +1,6 @@
 """Markdown pages as the tests read them: code that is run, what it prints, links, tables.
 
-    python tests/pages.py docs/rules.md    runs the page's code, and writes what it printed into the page
+python tests/pages.py docs/rules.md    runs the page's code, and writes what it printed into the page
 """
 
 from __future__ import annotations
