@@ -1,16 +1,17 @@
 """Creativity against coherence: what each rule writes with SmolLM2-135M-Instruct at T = 0.7, 1, 1.5 and 2.
 
-    python -m bench.quality [--minutes 10]        goes on where it was stopped; writes results/quality.{jsonl,md,png}
+    python -m bench.quality [--minutes 20]        goes on where it was stopped; writes results/quality.{jsonl,md,png}
 
 8 prompts x 8 samples x 48 tokens for each rule and temperature, float32, all from the same noise, so that texts differ because of
-the rule. Three measures, each within the samples of one prompt and then averaged over prompts (the error is that of this average):
+the rule. Each measure is taken of the samples of one prompt and then averaged over prompts (the error is that of this average):
 
     likelihood   mean ln p of a token under the model at temperature 1, without any rule: how the model itself likes the text
     distinct-n   different n-grams of tokens over all n-grams (after arXiv 1510.03055)
     self-BLEU    mean BLEU-4 of each sample against the other ones (arXiv 1802.01886): 1 is eight copies, 0 has nothing in common
 
 Likelihood is not quality: greedy loops have the best. It says only whether a text fell apart. N-grams are of the model's tokens, without
-the end token.
+the end token. So there is a fourth, nearer to the papers' GSM8K: the share of right answers to 24 sums of one step, 8 samples each
+(those of temperature_scaling.py).
 """
 
 from __future__ import annotations
@@ -21,15 +22,19 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 import torch
 
 import fastdecode as fd
-from fastdecode import demo, hf, texts
+from fastdecode import demo, hf, selection, texts
 from fastdecode.plot import COLORS, MARKERS
+
+from .temperature_scaling import EXAMPLES, problems
 
 TEMPERATURES = (0.7, 1.0, 1.5, 2.0)
 RULES = {
@@ -54,7 +59,9 @@ PROMPTS = (
     "Describe the best meal you can imagine.",
     "Write a letter from an old tree to the people of the village.",
 )
-MEASURES = ("likelihood", "distinct-1", "distinct-2", "distinct-3", "self-BLEU")
+SUMS = problems(24)
+AT_ONCE = 8  # of them in one batch
+MEASURES = ("likelihood", "distinct-1", "distinct-2", "distinct-3", "self-BLEU", "right")
 RESULTS = Path(__file__).parent / "results"
 FOLDER = RESULTS / "quality"
 
@@ -103,34 +110,63 @@ def measured(samples: Sequence[texts.Text], ends: set[int]) -> dict[str, float]:
 # ---- texts -----------------------------------------------------------------------------------------------------------
 
 
-def written(loaded: demo.Loaded, rule: str, number: int) -> list[texts.Text]:
-    """One batch of a rule: ROUND samples of every prompt at every temperature, from the file or from the model."""
-    file = FOLDER / f"{rule.replace(' ', '-')}-{number}.jsonl"
-    if not file.exists():
-        loaded.tokenizer.padding_side = "left"
-        turns = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
-        inputs = loaded.tokenizer.apply_chat_template(
+@dataclass(frozen=True)
+class Task:
+    """Prompts that are sampled in one batch."""
+
+    name: str
+    prompts: Sequence[str]
+    answers: Sequence[str] = ()  # of sums; stories have none
+
+    def inputs(self, tokenizer: Any) -> Any:
+        tokenizer.padding_side = "left"
+        if self.answers:
+            return tokenizer(
+                [f"{EXAMPLES}Q: {question}\nA:" for question in self.prompts], padding=True, return_tensors="pt"
+            )
+        turns = [[{"role": "user", "content": prompt}] for prompt in self.prompts]
+        return tokenizer.apply_chat_template(
             turns, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
         )
+
+
+def tasks() -> list[Task]:
+    sums = [SUMS[i : i + AT_ONCE] for i in range(0, len(SUMS), AT_ONCE)]
+    return [Task("stories", PROMPTS)] + [Task(f"sums-{i}", *zip(*own)) for i, own in enumerate(sums)]
+
+
+def written(loaded: demo.Loaded, task: Task, rule: str, number: int) -> list[texts.Text]:
+    """One batch of a rule: ROUND samples of every prompt at every temperature, from the file or from the model."""
+    file = FOLDER / f"{task.name}-{rule.replace(' ', '-')}-{number}.jsonl"
+    if not file.exists():
+        options: dict[str, Any] = (
+            {"max_new_tokens": 16, "stop_strings": "\n"} if task.answers else {"max_new_tokens": TOKENS}
+        )
         made = hf.generate_temperatures(
-            loaded.model, inputs, TEMPERATURES, ROUND, RULES[rule], SEED, tokenizer=loaded.tokenizer,
-            max_new_tokens=TOKENS, first_sample=ROUND * number, progress=False,
+            loaded.model, task.inputs(loaded.tokenizer), TEMPERATURES, ROUND, RULES[rule], SEED, tokenizer=loaded.tokenizer,
+            first_sample=ROUND * number, progress=False, **options,
         )  # fmt: skip
         FOLDER.mkdir(parents=True, exist_ok=True)
         texts.save(made, file)
     return texts.load(file)
 
 
-def records_of(rule: str, made: list[texts.Text], ends: set[int]) -> list[dict]:
+def records_of(task: Task, rule: str, made: list[texts.Text], ends: set[int]) -> list[dict]:
     """One for each temperature and prompt."""
 
     def key(text: texts.Text) -> tuple[float, int]:
         return text.temperature, text.prompt
 
-    return [
-        {"rule": rule, "T": t, "prompt": PROMPTS[prompt], **measured(list(own), ends)}
-        for (t, prompt), own in groupby(sorted(made, key=key), key)
-    ]
+    records = []
+    for (t, prompt), group in groupby(sorted(made, key=key), key):
+        own = list(group)
+        if task.answers:
+            right = [selection.last_answer(text.text) == task.answers[prompt] for text in own]
+            found = {"right": fmean(right)}
+        else:
+            found = measured(own, ends)
+        records.append({"rule": rule, "T": t, "prompt": task.prompts[prompt], **found})
+    return records
 
 
 # ---- table and figure --------------------------------------------------------------------------------------------------
@@ -140,6 +176,16 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     return fmean(values), stdev(values) / math.sqrt(len(values))
 
 
+def shown(values: Iterable[float], sign: str = "") -> str:
+    mean, error = mean_and_error(list(values))
+    return f"{mean:{sign}.2f} ± {error:.2f}"
+
+
+def values(records: list[dict], rule: str, t: float, name: str) -> dict[str, float]:
+    """A measure of each prompt that has it."""
+    return {r["prompt"]: r[name] for r in records if (r["rule"], r["T"]) == (rule, t) and name in r}
+
+
 def table(records: list[dict]) -> str:
     """Means over prompts with their errors, and how many tokens a text has."""
     lines = []
@@ -147,16 +193,17 @@ def table(records: list[dict]) -> str:
         lines += [f"**T = {t:g}**", "", f"| rule | {' | '.join(MEASURES)} | tokens |"]
         lines.append("|---|" + "---:|" * (len(MEASURES) + 1))
         for rule in RULES:
-            own = [r for r in records if (r["rule"], r["T"]) == (rule, t)]
-            cells = ["{:.2f} ± {:.2f}".format(*mean_and_error([r[name] for r in own])) for name in MEASURES]
-            lines.append(f"| `{rule}` | {' | '.join(cells)} | {fmean(r['tokens'] for r in own):.0f} |")
+            cells = [shown(values(records, rule, t, name).values()) for name in MEASURES]
+            tokens = fmean(values(records, rule, t, "tokens").values())
+            lines.append(f"| `{rule}` | {' | '.join(cells)} | {tokens:.0f} |")
         lines.append("")
     return "\n".join(lines)
 
 
 def comparisons(records: list[dict]) -> str:
     """The papers' order at high temperature is Top-H, min-p, top-p: the differences of neighbours, prompt by prompt."""
-    lines = ["| T | less | likelihood | distinct-2 | self-BLEU |", "|---:|---|---:|---:|---:|"]
+    names = ("likelihood", "distinct-2", "self-BLEU", "right")
+    lines = [f"| T | | {' | '.join(names)} |", "|---:|---|" + "---:|" * len(names)]
     pairs = (
         ("top_h .4", "min_p .1"),
         ("top_h .4 hf", "min_p .1"),
@@ -166,12 +213,9 @@ def comparisons(records: list[dict]) -> str:
     for t in TEMPERATURES:
         for one, other in pairs:
             cells = []
-            for name in ("likelihood", "distinct-2", "self-BLEU"):
-                of = {
-                    rule: {r["prompt"]: r[name] for r in records if (r["rule"], r["T"]) == (rule, t)}
-                    for rule in (one, other)
-                }
-                cells.append("{:+.2f} ± {:.2f}".format(*mean_and_error([of[one][p] - of[other][p] for p in of[one]])))
+            for name in names:
+                mine, its = values(records, one, t, name), values(records, other, t, name)
+                cells.append(shown([mine[prompt] - its[prompt] for prompt in mine], "+"))
             lines.append(f"| {t:g} | `{one}` less `{other}` | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -185,33 +229,31 @@ def draw(records: list[dict], path: Path) -> None:
 
     likelihood = "mean ln p of a token (nats)"
     pairs, shared = "distinct-2: share of new pairs of tokens", "1 - self-BLEU: how little samples share"
-    figure, panels = pyplot.subplots(2, 2, figsize=(11.5, 9), layout="constrained")
+    figure, panels = pyplot.subplots(2, 3, figsize=(15, 9), layout="constrained")
     for rule, color, marker in zip(RULES, COLORS, MARKERS):
         found = {}
-        for name in ("likelihood", "distinct-2", "self-BLEU"):
-            own = [[r[name] for r in records if (r["rule"], r["T"]) == (rule, t)] for t in TEMPERATURES]
+        for name in ("likelihood", "distinct-2", "right", "self-BLEU"):
+            own = [list(values(records, rule, t, name).values()) for t in TEMPERATURES]
             found[name], found[name + " error"] = zip(*map(mean_and_error, own))
         unlike = [1 - y for y in found["self-BLEU"]]
         look = {"color": color, "marker": marker, "markersize": 7, "linestyle": "--" if rule == "none" else "-"}
-        for panel, name in zip(panels[0], ("likelihood", "distinct-2")):
+        for panel, name in zip(panels[0], ("likelihood", "distinct-2", "right")):
             panel.errorbar(TEMPERATURES, found[name], found[name + " error"], label=rule, capsize=3, **look)
         panels[1, 0].plot(found["likelihood"], found["distinct-2"], **look)
         panels[1, 1].plot(found["likelihood"], unlike, **look)
-    for panel, label in zip(panels[0], (likelihood, pairs)):
+    for panel, label in zip(panels[0], (likelihood, pairs, f"share of right answers to {len(SUMS)} sums")):
         panel.set(xlabel="temperature", ylabel=label, xticks=TEMPERATURES)
     for panel, label in zip(panels[1], (pairs, shared)):
-        panel.set(
-            xlabel=f"coherence: {likelihood}",
-            ylabel=label,
-            title=f"each line: T = {TEMPERATURES[-1]:g} on the left, {TEMPERATURES[0]:g} on the right",
-        )
+        ends = f"T = {TEMPERATURES[-1]:g} on the left, {TEMPERATURES[0]:g} on the right"
+        panel.set(xlabel=f"coherence: {likelihood}", ylabel=label, title=f"each line: {ends}")
         panel.set_xlim(left=max(panel.get_xlim()[0], LEAST))  # what fell apart lies far to the left
     for panel in panels.flat:
         panel.grid(True, alpha=0.3)
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(RULES), frameon=False)
+    panels[1, 2].axis("off")
+    panels[1, 2].legend(*panels[0, 0].get_legend_handles_labels(), loc="center", fontsize=13)
+    what = f"{len(PROMPTS)} prompts x {ROUND * ROUNDS} samples x {TOKENS} tokens"
     figure.suptitle(
-        f"SmolLM2-135M-Instruct, {len(PROMPTS)} prompts x {ROUND * ROUNDS} samples x {TOKENS} tokens; ln p is the model's own at T = 1"
+        f"SmolLM2-135M-Instruct, {what}; ln p is the model's own at T = 1; bars: error of the mean over prompts"
     )
     figure.savefig(path, dpi=100, metadata={"Software": None})
     pyplot.close(figure)
@@ -220,20 +262,22 @@ def draw(records: list[dict], path: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--minutes", type=float, default=10, help="start no new batch after so long; a later run goes on"
+        "--minutes", type=float, default=20, help="start no new batch after so long; a later run goes on"
     )
     options = parser.parse_args()
     end = time.monotonic() + 60 * options.minutes
     loaded = demo.load(None, None)
-    made: dict[str, list[texts.Text]] = {rule: [] for rule in RULES}
-    for number in range(ROUNDS):
-        for rule, own in made.items():
-            if time.monotonic() > end:
-                print(f"stopped before batch {number + 1} of {rule}; run again to go on")
-                return 1
-            own += written(loaded, rule, number)
     ends = hf.temperatures._ends(loaded.model, None)
-    records = [record for rule, own in made.items() for record in records_of(rule, own, ends)]
+    records = []
+    for task in tasks():
+        for rule in RULES:
+            made = []
+            for number in range(ROUNDS):
+                if time.monotonic() > end:
+                    print(f"stopped before {task.name}, {rule}, batch {number + 1}; run again to go on")
+                    return 1
+                made += written(loaded, task, rule, number)
+            records += records_of(task, rule, made, ends)
     (RESULTS / "quality.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
     words = f"{table(records)}\n**The papers' order, prompt by prompt**\n\n{comparisons(records)}"
     (RESULTS / "quality.md").write_text(words, encoding="utf-8")

@@ -103,16 +103,20 @@ def test_the_table_of_choosing_is_that_of_the_results():
     page = read(FOLDER / "choosing.md")
     rules = [rule for rule in quality.RULES if rule != "none"]
     shown = re.findall(r"^\| ([\d.]+) \| (\S+) \| (.*) \|$", page, re.MULTILINE)
-    assert len(shown) == 12
+    assert len(shown) == 16
     for t, name, cells in shown:
         for rule, cell in zip(rules, cells.split(" | ")):
-            own = [r[name] for r in records if (r["rule"], r["T"]) == (rule, float(t))]
-            assert cell == "{:.2f} ± {:.2f}".format(*quality.mean_and_error(own)), (t, name, rule)
+            assert cell == quality.shown(quality.values(records, rule, float(t), name).values()), (t, name, rule)
     differences = quality.comparisons(records)
-    for quoted, row in (
-        ("0.49 ± 0.09", "| 1.5 | `top_h .4` less `min_p .1` | -"),
-        ("0.96 ± 0.05", "| 2 | `top_h .4` less `min_p .1` | -"),
-        ("+0.04 ± 0.03", "| 1.5 | `top_h .4 hf` less `min_p .1` | "),
-        ("+0.26 ± 0.08", "| 2 | `top_h .4 hf` less `min_p .1` | "),
+    text = " ".join(page.split())
+    for t, rules, name, quoted in (
+        (1.5, ("top_h .4", "min_p .1"), 0, "less* likely than min-p (by 0.49 ± 0.09"),
+        (2, ("top_h .4", "min_p .1"), 0, "and 0.96 ± 0.05 nats"),
+        (1.5, ("top_h .4", "min_p .1"), 3, "no more sums (-0.06 ± 0.04"),
+        (2, ("top_h .4", "min_p .1"), 3, "and -0.05 ± 0.01)"),
+        (1.5, ("top_h .4 hf", "min_p .1"), 0, "as likely at 1.5 (+0.04 ± 0.03)"),
+        (2, ("top_h .4 hf", "min_p .1"), 0, "more likely at 2 (+0.26 ± 0.08)"),
     ):
-        assert quoted in page and row + quoted in differences
+        row = f"| {t:g} | `{rules[0]}` less `{rules[1]}` | "
+        cells = differences.split(row)[1].split(" |\n")[0].split(" | ")
+        assert quoted in text and re.search(r"[\d.]+ ± [\d.]+", quoted).group(0) in cells[name]

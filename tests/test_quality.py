@@ -47,7 +47,7 @@ def test_a_comparison_is_made_prompt_by_prompt():
         for p in range(3)
     ]
     difference = list(quality.RULES).index("top_h .4") - list(quality.RULES).index("min_p .1")
-    row = f"| 2 | `top_h .4` less `min_p .1` | {' | '.join([f'{difference:+.2f} ± 0.00'] * 3)} |"
+    row = f"| 2 | `top_h .4` less `min_p .1` | {' | '.join([f'{difference:+.2f} ± 0.00'] * 4)} |"
     assert row in quality.comparisons(records)
     assert "10.00 ± 5.77" in quality.table(records)  # the mean of 0, 10 and 20; 10 / sqrt(3)
 
@@ -58,13 +58,16 @@ def test_a_run_writes_everything_and_goes_on_from_its_files(tmp_path, monkeypatc
     loaded.tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     loaded.tokenizer.pad_token = "<end>"
     monkeypatch.setattr(quality.demo, "load", lambda *_: loaded)
-    for name, value in {"RESULTS": tmp_path, "FOLDER": tmp_path / "quality", "TOKENS": 6, "ROUND": 2}.items():
+    sums = [("the old keeper", "21"), ("the young boat", "3")]
+    settings = {"RESULTS": tmp_path, "FOLDER": tmp_path / "quality", "TOKENS": 6, "ROUND": 2, "SUMS": sums}
+    for name, value in settings.items():
         monkeypatch.setattr(quality, name, value)
     monkeypatch.setattr(sys, "argv", ["quality"])
     assert quality.main() == 0
     records = [json.loads(line) for line in (tmp_path / "quality.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert len(records) == len(quality.RULES) * len(quality.TEMPERATURES) * len(quality.PROMPTS)
-    made = [text for number in (0, 1) for text in texts.load(quality.FOLDER / f"min_p-.1-{number}.jsonl")]
+    assert len(records) == len(quality.RULES) * len(quality.TEMPERATURES) * (len(quality.PROMPTS) + len(sums))
+    assert {r["right"] for r in records if "right" in r} == {0.0}, "it cannot count"
+    made = [text for number in (0, 1) for text in texts.load(quality.FOLDER / f"stories-min_p-.1-{number}.jsonl")]
     one = [t for t in made if t.prompt == 3 and t.temperature == 1.5]
     assert len(one) == 4 and len({tuple(t.tokens) for t in one}) > 1
     found = next(r for r in records if (r["rule"], r["T"], r["prompt"]) == ("min_p .1", 1.5, quality.PROMPTS[3]))
@@ -75,6 +78,6 @@ def test_a_run_writes_everything_and_goes_on_from_its_files(tmp_path, monkeypatc
 
     monkeypatch.setattr(hf, "generate_temperatures", lambda *_, **__: pytest.fail("these texts are there already"))
     assert quality.main() == 0
-    (quality.FOLDER / "none-1.jsonl").unlink()
+    (quality.FOLDER / "stories-none-1.jsonl").unlink()
     monkeypatch.setattr(sys, "argv", ["quality", "--minutes", "0"])
     assert quality.main() == 1 and "run again to go on" in capsys.readouterr().out
