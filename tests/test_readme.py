@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import re
 import shlex
-from pathlib import Path
 
+import pages
 import pytest
 import tiny_model
 import torch
@@ -17,14 +17,9 @@ from fastdecode import __main__ as cli
 from fastdecode import dispatch
 from fastdecode.rules import RULES
 
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-PYTHON = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-COMMANDS = [
-    line.partition("#")[0].strip()
-    for block in re.findall(r"^```\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-    for line in block.splitlines()
-]
+README = (pages.ROOT / "README.md").read_text(encoding="utf-8")
+PYTHON = pages.blocks(README, "python")
+COMMANDS = pages.commands(README)
 
 
 def test_there_are_four_examples():
@@ -83,27 +78,19 @@ def test_the_commands_parse():
     for arguments in runs:
         if "--help" not in arguments:
             cli._parser().parse_args(arguments)
-    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    targets = re.findall(r"^(\w+):", (pages.ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     named = [line.split()[1] for line in COMMANDS if line.startswith("make ")]
     assert named and set(named) <= set(targets)
 
 
-def table_rows(heading: str) -> list[list[str]]:
-    section = README.split(f"## {heading}\n")[1].split("\n## ")[0]
-    rows = [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line.startswith("|")
-    ]
-    return rows[2:]
-
-
 def test_the_table_names_exactly_the_rules():
-    named = [re.match(r"`(\w+)\(", row[0]).group(1) for row in table_rows("The rules")]
+    named = [re.match(r"`(\w+)\(", row[0]).group(1) for row in pages.table_rows(README, "The rules")]
     assert named == [rule.__name__ for rule in RULES]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_the_table_gives_the_parameter_and_the_source_of_the_docstring(rule):
-    row = next(row for row in table_rows("The rules") if row[0].startswith(f"`{rule.__name__}("))
+    row = next(row for row in pages.table_rows(README, "The rules") if row[0].startswith(f"`{rule.__name__}("))
     first = next(iter(inspect.signature(rule).parameters), "")
     assert row[0] == f"`{rule.__name__}({first})`"
     assert re.findall(r"arXiv [\d.]+\d", row[2]) == re.findall(r"arXiv [\d.]+\d", inspect.getdoc(rule))
@@ -112,7 +99,7 @@ def test_the_table_gives_the_parameter_and_the_source_of_the_docstring(rule):
 def test_the_environment_variables_are_those_that_are_read():
     documented = set(re.findall(r"`(FASTDECODE_\w+)`", README))
     read_here = set(re.findall(r"FASTDECODE_\w+", inspect.getsource(dispatch)))
-    read_here |= set(re.findall(r"FASTDECODE_\w+", (ROOT / "setup.py").read_text(encoding="utf-8")))
+    read_here |= set(re.findall(r"FASTDECODE_\w+", (pages.ROOT / "setup.py").read_text(encoding="utf-8")))
     assert documented == read_here
 
 
