@@ -99,8 +99,7 @@ void launch(void (*kernel)(Args, Launch), const Args& args, int64_t seed, int64_
   config.stream = static_cast<cudaStream_t>(where.stream);
   config.attrs = &cluster;
   config.numAttrs = shape.ranks > 1 ? 1 : 0;
-  check(cudaLaunchKernelEx(&config, kernel, args, Launch{seed, step, shape.threads, shape.ranks, shape.resident}),
-        "launch its kernel");
+  check(cudaLaunchKernelEx(&config, kernel, args, Launch{seed, step, shape.resident}), "launch its kernel");
 }
 
 }  // namespace

@@ -129,8 +129,8 @@ FD_DEVICE void store_chunk(void* aligned, Chunk c) {
 }
 
 FD_DEVICE char* shared_memory() {
-  extern __shared__ __align__(16) char memory[];
-  return memory;
+  extern __shared__ __align__(16) char of_block[];
+  return of_block;
 }
 
 FD_BOTH void guard(void*, int64_t) {}

@@ -16,7 +16,7 @@ void launch(const Logits& logits, const Where& where, int64_t seed, int64_t step
   device.most_ranks = kMaxRanks;
   const Shape shape = shape_of(device, logits, where.ranks);
   const int threads = shape.ranks == 1 ? 128 : 64;  // no answer depends on it
-  const Launch how{seed, step, threads, shape.ranks, shape.resident};
+  const Launch how{seed, step, shape.resident};
   fastdecode::emulated::run({logits.rows, shape.ranks, threads, size_t(shape.bytes)}, [&] { body(how); });
 }
 
