@@ -22,7 +22,7 @@
 #define FD_MEMBER __device__ __forceinline__
 #define FD_CALLED static __device__ __noinline__
 #define FD_DECLARED static __device__
-#define FD_BOTH inline __host__ __device__
+#define FD_BOTH __host__ __device__ __forceinline__
 
 namespace fastdecode {
 namespace cuda {
