@@ -12,6 +12,7 @@ softmax. Nothing here has run yet where this was written: there was no GPU.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import json
 import re
@@ -52,6 +53,12 @@ def ours(rules: tuple, temperature: float, engine: str) -> Call:
     return call
 
 
+# ---- peers: logits to a token, as their users call them. None: the peer has no such rule. ImportError: it is not installed ------
+
+# FlashInfer and vLLM have no min-p beside top-k and top-p in one call; theirs is then the shorter chain.
+CHAIN = "top_k, top_p, min_p"
+
+
 def transformers_step(rule: str, temperature: float) -> Call | None:
     """The warpers, softmax and multinomial of `generate`, in float32 as there."""
     hf = importlib.import_module("transformers.generation.logits_process")
@@ -61,7 +68,7 @@ def transformers_step(rule: str, temperature: float) -> Call | None:
         "top_k": (hf.TopKLogitsWarper(50),),
         "top_p": (hf.TopPLogitsWarper(0.95),),
         "typical": (hf.TypicalLogitsWarper(0.9),),
-        "top_k, top_p, min_p": (hf.TopKLogitsWarper(50), hf.TopPLogitsWarper(0.95), hf.MinPLogitsWarper(0.05)),
+        CHAIN: (hf.TopKLogitsWarper(50), hf.TopPLogitsWarper(0.95), hf.MinPLogitsWarper(0.05)),
     }.get(rule)
     if made is None:
         return None
@@ -75,48 +82,92 @@ def transformers_step(rule: str, temperature: float) -> Call | None:
     return step
 
 
+def compiled_step(rule: str, temperature: float) -> Call | None:
+    step = transformers_step(rule, temperature)
+    return step and torch.compile(step, dynamic=False)
+
+
+# With a seed and an offset FlashInfer asks no generator, which is on the host and cannot be captured.
+STREAM = {"seed": 1, "offset": 0}
+
+
 def flashinfer_step(rule: str, temperature: float) -> Call | None:
-    try:
-        sampling = importlib.import_module("flashinfer.sampling")
-    except ImportError:
-        return None
-    by_probabilities = {
-        "none": lambda p: sampling.sampling_from_probs(p),
-        "min_p": lambda p: sampling.min_p_sampling_from_probs(p, 0.05),
-        "top_k": lambda p: sampling.top_k_sampling_from_probs(p, 50),
-        "top_p": lambda p: sampling.top_p_sampling_from_probs(p, 0.95),
+    """FlashInfer 0.6.18: its softmax, which takes the temperature, and what samples from probabilities."""
+    sampling = importlib.import_module("flashinfer.sampling")
+    draw: Call | None = {
+        "none": lambda p: sampling.sampling_from_probs(p, **STREAM),
+        "min_p": lambda p: sampling.min_p_sampling_from_probs(p, 0.05, **STREAM),
+        "top_k": lambda p: sampling.top_k_sampling_from_probs(p, 50, **STREAM),
+        "top_p": lambda p: sampling.top_p_sampling_from_probs(p, 0.95, **STREAM),
+        CHAIN: lambda p: sampling.top_k_top_p_sampling_from_probs(p, 50, 0.95, **STREAM),
     }.get(rule)
-    return by_probabilities and (lambda x: by_probabilities(torch.softmax(x.float() / temperature, -1)))
+    return draw and (lambda x: draw(sampling.softmax(x.float(), temperature=temperature)))
+
+
+def flashinfer_logits_step(rule: str, temperature: float) -> Call | None:
+    """FlashInfer 0.6.18 from logits, which it has for two of the rules; it leaves the temperature to its caller."""
+    sampling = importlib.import_module("flashinfer.sampling")
+    draw: Call | None = {
+        "none": lambda x: sampling.sampling_from_logits(x, **STREAM),
+        CHAIN: lambda x: sampling.top_k_top_p_sampling_from_logits(x, 50, 0.95, **STREAM),
+    }.get(rule)
+    return draw and (lambda x: draw(x.float() / temperature))
 
 
 def vllm_step(rule: str, temperature: float) -> Call | None:
-    try:
-        sampler = importlib.import_module("vllm.v1.sample.ops.topk_topp_sampler")
-    except ImportError:
-        return None
-    k, p = {"top_k": (50, None), "top_p": (None, 0.95)}.get(rule, (None, None))
-    if k is None and p is None:
+    """vLLM of August 2026: its Triton kernel, which writes masked logits (float32, in place where it can), and its sampler."""
+    kernels = importlib.import_module("vllm.v1.sample.ops.topk_topp_triton")
+    sampler = importlib.import_module("vllm.v1.sample.ops.topk_topp_sampler")
+    if rule not in ("top_k", "top_p", CHAIN):
         return None
 
+    @functools.cache
+    def parameters(batch: int, device: torch.device) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        k = torch.full((batch,), 50, dtype=torch.int32, device=device)
+        p = torch.full((batch,), 0.95, dtype=torch.float32, device=device)
+        return None if rule == "top_p" else k, None if rule == "top_k" else p
+
     def step(x: torch.Tensor) -> torch.Tensor:
-        ks = None if k is None else torch.full((len(x),), k, device=x.device)
-        ps = None if p is None else torch.full((len(x),), p, device=x.device)
-        masked = sampler.apply_top_k_top_p(x.float() / temperature, ks, ps)
+        masked = kernels.apply_top_k_top_p_triton(x.float() / temperature, *parameters(len(x), x.device))
         return sampler.random_sample(masked.softmax(-1, dtype=torch.float32), {})
 
     return step
 
 
-def candidates(rule: str, temperature: float) -> Iterator[tuple[str, Call]]:
-    for engine in ("cuda", "triton"):
-        if engine in dispatch.ENGINES:
-            yield f"fastdecode, {engine}", ours(RULES[rule], temperature, engine)
-    for name, make in (("transformers", transformers_step), ("flashinfer", flashinfer_step), ("vllm", vllm_step)):
-        step = make(rule, temperature)
-        if step is not None:
-            yield name, step
-            if name == "transformers":
-                yield "transformers, compiled", torch.compile(step, dynamic=False)
+PEERS: dict[str, Callable[[str, float], Call | None]] = {
+    "transformers": transformers_step,
+    "transformers, compiled": compiled_step,
+    "flashinfer": flashinfer_step,
+    "flashinfer, logits": flashinfer_logits_step,
+    "vllm": vllm_step,
+}
+
+
+class Candidates:
+    """Who is measured. One that is not there, or fails, is told in a line once, and left out."""
+
+    def __init__(self) -> None:
+        self.told: set[tuple[str, str]] = set()
+
+    def make(self, rule: str, temperature: float) -> Iterator[tuple[str, Call]]:
+        for engine in ("cuda", "triton"):
+            if engine in dispatch.ENGINES:
+                yield f"fastdecode, {engine}", ours(RULES[rule], temperature, engine)
+        for name, make in PEERS.items():
+            if (name, "") in self.told:
+                continue
+            try:
+                step = make(rule, temperature)
+            except Exception as error:  # whatever another package's import can raise
+                self.leave_out(name, "", error)
+                continue
+            if step is not None and (name, rule) not in self.told:
+                yield name, step
+
+    def leave_out(self, name: str, rule: str, error: Exception) -> None:
+        self.told.add((name, rule))
+        said = (str(error).splitlines() or [""])[0]
+        print(f"left out: {name}{rule and f', {rule}'}: {type(error).__name__}: {said}", file=sys.stderr)
 
 
 def microseconds(call: Call, inputs: list[torch.Tensor]) -> tuple[float, bool]:
@@ -166,6 +217,7 @@ def measure(quick: bool) -> list[dict]:
         "copy_bytes_per_us": round(bandwidth),
     }
     found = []
+    candidates = Candidates()
     for vocab in (128256,) if quick else (32000, 128256, 262144):
         for kind in ("real",) if quick else ("real", "flat", "peaked"):
             for dtype in (torch.float32, torch.bfloat16):
@@ -177,8 +229,14 @@ def measure(quick: bool) -> list[dict]:
                     inputs = [x.clone() for _ in range(copies)]
                     for rule in RULES:
                         for temperature in (1.0,) if quick else (1.0, 2.0):
-                            for name, call in candidates(rule, temperature):
-                                time, graph = microseconds(call, inputs)
+                            for name, call in candidates.make(rule, temperature):
+                                try:
+                                    time, graph = microseconds(call, inputs)
+                                except Exception as error:
+                                    if name.startswith("fastdecode"):
+                                        raise
+                                    candidates.leave_out(name, rule, error)
+                                    continue
                                 case = {
                                     "rule": rule,
                                     "T": temperature,
@@ -228,16 +286,24 @@ def main(arguments: list[str] | None = None) -> int:
     name = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")
     path = ROOT / "bench" / "results" / f"{name}.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in found))
-    print(
-        f"written to {path.relative_to(ROOT)}\n{'engine':18} {'rule':22} {'rows':7} {'dtype':9} {'T':>3} {'V':>7} {'B':>4} {'us':>9} {'reads':>6}"
-    )
-    for record in found:
-        if record["who"].startswith("fastdecode") and record["rows"] == "real" and record["V"] == 128256:
-            reads = record["us"] / record["one_read_us"]
-            print(
-                f"{record['who']:18} {record['rule']:22} {record['rows']:7} {record['dtype']:9} {record['T']:3} {record['V']:7} {record['B']:4} {record['us']:9} {reads:6.2f}"
-            )
+    print(f"written to {path.relative_to(ROOT)}\n{table(found)}")
     return 0
+
+
+def table(found: list[dict]) -> str:
+    """Microseconds a call on real rows of 128256 at T = 1, a column for each candidate; "*": no graph could be captured."""
+    shown = [r for r in found if (r["rows"], r["V"], r["T"]) == ("real", 128256, 1.0)]
+    whos = list(dict.fromkeys(r["who"] for r in shown))
+    lines: dict[tuple, dict[str, str]] = {}
+    for r in shown:
+        line = lines.setdefault((r["rule"], r["dtype"], r["B"]), {"one read": f"{r['one_read_us']:.1f}"})
+        line[r["who"]] = f"{r['us']:.1f}{'' if r['graph'] else '*'}"
+    width = max(map(len, ("one read", *whos)), default=8) + 2
+    head = f"{'rule':20}{'dtype':10}{'B':>4}" + "".join(f"{who:>{width}}" for who in ("one read", *whos))
+    return "\n".join([head, *(
+        f"{rule:20}{dtype:10}{batch:>4}" + "".join(f"{line.get(who, '-'):>{width}}" for who in ("one read", *whos))
+        for (rule, dtype, batch), line in lines.items()
+    )])  # fmt: skip
 
 
 if __name__ == "__main__":

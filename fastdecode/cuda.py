@@ -35,15 +35,36 @@ class Engine:
 
     def sample(self, logits: torch.Tensor, cuts: torch.Tensor, draw: Draw, wanted: Wanted) -> dict[str, torch.Tensor]:
         """See `dispatch.Engine`."""
-        batch, n, device = logits.shape[0], draw.num_samples, logits.device
+        rows = (logits.shape[0],)
+        return self._sample(logits, cuts, 1, rows, rows if draw.flat else (*rows, draw.num_samples), draw, wanted)
+
+    def sample_temperatures(
+        self, logits: torch.Tensor, cuts: torch.Tensor, draw: Draw, wanted: Wanted
+    ) -> dict[str, torch.Tensor]:
+        """`sample` for cuts [B or 1, T, ...]: what is [B] there is [B, T], from one kernel that keeps the row on chip."""
+        plans, temperatures = cuts.shape[:2]
+        rows = (logits.shape[0], temperatures)
+        return self._sample(
+            logits, cuts.view(plans, -1, cuts.shape[-1]), temperatures, rows, (*rows, draw.num_samples), draw, wanted
+        )
+
+    def _sample(
+        self,
+        logits: torch.Tensor,
+        cuts: torch.Tensor,
+        temperatures: int,
+        rows: tuple[int, ...],
+        drawn: tuple[int, ...],
+        draw: Draw,
+        wanted: Wanted,
+    ) -> dict[str, torch.Tensor]:
         top, ids = wanted.top_logprobs, wanted.logprobs_of
-        drawn = (batch,) if draw.flat else (batch, n)
         shapes: dict[str, tuple[int, ...]] = {"tokens": drawn, "logprobs": drawn, "raw_logprobs": drawn}
-        shapes |= {"top_logprobs": (batch, top), "top_ids": (batch, top)}
+        shapes |= {"top_logprobs": (*rows, top), "top_ids": (*rows, top)}
         if ids is not None:
             shapes["logprobs_of"] = tuple(ids.shape)
         found = {
-            name: torch.empty(shapes.get(name, (batch,)), dtype=_DTYPE.get(name, torch.float32), device=device)
+            name: torch.empty(shapes.get(name, rows), dtype=_DTYPE.get(name, torch.float32), device=logits.device)
             for name in wanted.fields()
         }
 
@@ -52,7 +73,8 @@ class Engine:
 
         streams = (0, 0) if draw.streams is None else (draw.streams.data_ptr(), draw.streams.stride(0))
         self._compiled.sample_cuda(
-            *_rows(logits, cuts, draw.vocab_limit), *_coordinate(draw.seed), *_coordinate(draw.step), *streams, 1, n,
+            *_rows(logits, cuts, draw.vocab_limit, temperatures), *_coordinate(draw.seed), *_coordinate(draw.step), *streams,
+            temperatures, draw.num_samples,
             *map(address, ("tokens", "logprobs", "kept", "status", *STATISTICS)), top, address("top_logprobs"), address("top_ids"),
             0 if ids is None else ids.shape[1], 0 if ids is None else ids.data_ptr(), address("logprobs_of"), *self._where(logits),
         )  # fmt: skip
@@ -68,11 +90,11 @@ class Engine:
         return {"built for": self._compiled.cuda_built_for(), "devices": "; ".join(self._compiled.cuda_devices())}
 
 
-def _rows(logits: torch.Tensor, cuts: torch.Tensor, vocab_limit: int) -> tuple:
+def _rows(logits: torch.Tensor, cuts: torch.Tensor, vocab_limit: int, temperatures: int = 1) -> tuple:
     batch, vocab = logits.shape
     plans, count, _ = cuts.shape
     return (
-        logits.data_ptr(), _CODE[logits.dtype], batch, vocab, logits.stride(0), vocab_limit, cuts.data_ptr(), plans, count
+        logits.data_ptr(), _CODE[logits.dtype], batch, vocab, logits.stride(0), vocab_limit, cuts.data_ptr(), plans, count // temperatures
     )  # fmt: skip
 
 

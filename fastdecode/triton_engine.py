@@ -8,6 +8,7 @@ alignment of the rows.
 from __future__ import annotations
 
 import functools
+import math
 
 import torch
 
@@ -38,27 +39,30 @@ _BITS = {
 class _Rows:
     """Logits and cuts as the kernels take them, and the memory that they share."""
 
-    def __init__(self, logits: torch.Tensor, cuts: torch.Tensor, limit: int):
+    def __init__(self, logits: torch.Tensor, cuts: torch.Tensor, limit: int, plans: int = 1):
         batch, self.vocab = logits.shape
+        self.answers = batch * plans
         groups = -(-limit // GROUP.value)
         self.vec = _vector(logits)
         self.logits = (logits, logits.stride(0), limit)
-        self.cuts = (cuts, cuts.stride(0) if len(cuts) > 1 else 0, cuts.shape[1])
-        floats = torch.empty(batch * (GROUP_FLOATS.value * groups + GROUP.value), device=logits.device)
-        ints = torch.empty(batch * (GROUP_INTS.value * groups + GROUP.value), dtype=torch.int32, device=logits.device)
+        self.cuts = (cuts, cuts.stride(0) if len(cuts) > 1 else 0, cuts.shape[1] // plans)
+        each, device = self.answers, logits.device
+        floats = torch.empty(each * (GROUP_FLOATS.value * groups + GROUP.value), device=device)
+        ints = torch.empty(each * (GROUP_INTS.value * groups + GROUP.value), dtype=torch.int32, device=device)
         self.groups = (floats, ints, groups)
-        self.numbers = torch.empty(batch * ROW_NUMBERS.value, dtype=torch.float64, device=logits.device)
+        self.plans = plans
+        self.numbers = torch.empty(each * ROW_NUMBERS.value, dtype=torch.float64, device=device)
         self.batch = batch
         self.slices = slices(batch, limit, processors(logits.device))
 
     def measure(self, asked: int) -> None:
         grid = (self.batch, self.slices)
-        measure_kernel[grid](*self.logits, *self.cuts, *self.groups, asked, self.vec, **_LAUNCH)
+        measure_kernel[grid](*self.logits, *self.cuts, *self.groups, self.plans, asked, self.vec, **_LAUNCH)
 
     def run(self, *draws) -> None:
         """`draws`: coordinates, number of samples, and where they go; none: only the cuts are run."""
-        rows_kernel[(self.batch,)](
-            *self.logits, *self.cuts, *self.groups, self.numbers, *(draws or (None,) * 14), self.vec, bool(draws), **_LAUNCH
+        rows_kernel[(self.answers,)](
+            *self.logits, *self.cuts, *self.groups, self.plans, self.numbers, *(draws or (None,) * 14), self.vec, bool(draws), **_LAUNCH
         )  # fmt: skip
 
 
@@ -80,27 +84,42 @@ def truncate(
 
 def sample(logits: torch.Tensor, cuts: torch.Tensor, draw: Draw, wanted: Wanted) -> dict[str, torch.Tensor]:
     """See `dispatch.Engine`."""
-    batch, n, device = len(logits), draw.num_samples, logits.device
+    return drop_samples(_sample(logits, cuts, (len(logits),), draw, wanted), draw)
+
+
+def sample_temperatures(
+    logits: torch.Tensor, cuts: torch.Tensor, draw: Draw, wanted: Wanted
+) -> dict[str, torch.Tensor]:
+    """`sample` for cuts [B or 1, T, ...]: what is [B] there is [B, T]. One kernel reads the rows, for all temperatures."""
+    plans, temperatures = cuts.shape[:2]
+    flat = cuts.reshape(plans, -1, cuts.shape[-1])
+    return _sample(logits, flat, (len(logits), temperatures), draw, wanted)
+
+
+def _sample(
+    logits: torch.Tensor, cuts: torch.Tensor, rows_of: tuple[int, ...], draw: Draw, wanted: Wanted
+) -> dict[str, torch.Tensor]:
+    n, device = draw.num_samples, logits.device
     found = {
-        "tokens": torch.empty(batch, n, dtype=torch.int64, device=device),
-        "logprobs": torch.empty(batch, n, device=device),
-        "kept": torch.empty(batch, dtype=torch.int64, device=device),
-        "status": torch.empty(batch, dtype=torch.uint8, device=device),
+        "tokens": torch.empty(*rows_of, n, dtype=torch.int64, device=device),
+        "logprobs": torch.empty(*rows_of, n, device=device),
+        "kept": torch.empty(rows_of, dtype=torch.int64, device=device),
+        "status": torch.empty(rows_of, dtype=torch.uint8, device=device),
     }
     for name in wanted.stats:
-        found[name] = torch.empty((batch, n) if name == "raw_logprobs" else batch, device=device)
+        found[name] = torch.empty((*rows_of, n) if name == "raw_logprobs" else rows_of, device=device)
     ids = wanted.logprobs_of
     if ids is not None:
         found["logprobs_of"] = torch.empty(ids.shape, device=device)
     if wanted.top_logprobs:
-        found["top_logprobs"] = torch.empty(batch, wanted.top_logprobs, device=device)
-        found["top_ids"] = torch.empty(batch, wanted.top_logprobs, dtype=torch.int64, device=device)
-    if not batch:
-        return drop_samples(found, draw)
+        found["top_logprobs"] = torch.empty(*rows_of, wanted.top_logprobs, device=device)
+        found["top_ids"] = torch.empty(*rows_of, wanted.top_logprobs, dtype=torch.int64, device=device)
+    if not len(logits):
+        return found
 
     asked = sum(bit for name, bit in _BITS.items() if name in found)
     with torch.cuda.device_of(logits):
-        rows = _Rows(logits, cuts, draw.vocab_limit)
+        rows = _Rows(logits, cuts, draw.vocab_limit, math.prod(rows_of[1:]))
         at_one = asked & (RAW_LOGPROBS.value | LOGPROBS_OF.value) or wanted.top_logprobs
         rows.measure((1 << AT_ONE.value if at_one else 0) | (1 << AT_DRAW.value if asked else 0))
         coordinates = (
@@ -111,8 +130,8 @@ def sample(logits: torch.Tensor, cuts: torch.Tensor, draw: Draw, wanted: Wanted)
         rows.run(*coordinates, n, found["tokens"], found["logprobs"], found["kept"], found["status"])
         if asked:
             unused = rows.groups[0]  # of the same type, so that nothing is compiled for it
-            statistics_kernel[(batch,)](
-                *rows.logits, *rows.cuts, *rows.groups, rows.numbers, asked,
+            statistics_kernel[(rows.answers,)](
+                *rows.logits, *rows.cuts, *rows.groups, rows.plans, rows.numbers, asked,
                 *(found.get(name, unused) for name in ("entropy", "kept_mass", "max_prob", "margin")),
                 found["tokens"], found.get("raw_logprobs", unused), n,
                 found["tokens"] if ids is None else ids, found.get("logprobs_of", unused), 0 if ids is None else ids.shape[1],
@@ -120,14 +139,14 @@ def sample(logits: torch.Tensor, cuts: torch.Tensor, draw: Draw, wanted: Wanted)
             )  # fmt: skip
         if wanted.top_logprobs:
             best = torch.empty_like(found["top_logprobs"])
-            best_kernel[(batch,)](
+            best_kernel[(rows.batch,)](
                 *rows.logits, *rows.groups, rows.numbers, best, found["top_logprobs"], found["top_ids"], wanted.top_logprobs, rows.vec, **_LAUNCH
             )  # fmt: skip
             # By logit: log-probabilities of different logits may be one float. Stable, so that the lower id comes first.
             order = best.sort(dim=1, descending=True, stable=True).indices
             for name in ("top_logprobs", "top_ids"):
                 found[name] = found[name].gather(1, order)
-    return drop_samples(found, draw)
+    return found
 
 
 def slices(batch: int, limit: int, processors: int) -> int:

@@ -12,7 +12,7 @@ Idea      1. measure: one read of the row leaves of each group of 256 ids its ma
           tokens they are gathered and looked at one by one. 3. narrow: the interval shrinks. Every pass visits only groups
           whose maximum reaches it. 4. draw: two levels, as csrc/philox.h says, from the groups' masses.
 Who       measure and write: one program for every slice of a row, so that few long rows fill a GPU too; the others: one program
-          a row. A tile is 16 groups; a warp holds whole groups, so that their sums need no shared memory.
+          a row, or for each temperature of a row that is sampled at several: measure writes what they need from its one read. A tile is 16 groups; a warp holds whole groups, so that their sums need no shared memory.
 Numbers   y = (x - base) / (T ln 2) and 2^y in float32, added up in float32 inside a group and in float64 across groups, always in
           the same order: answers do not depend on the batch, the slices or the launch. Moments are in units of log2.
 Random    Triton's own Philox at the coordinates (seed, step, stream; group or token id); -log(v) in float64.
@@ -158,17 +158,12 @@ def wants_sums(cut_ptr):
 @kernel
 def measure_kernel(
     logits_ptr, row_stride: tl.int64, limit: tl.int32, cuts_ptr, cuts_stride: tl.int64, n_cuts: tl.int32,
-    floats_ptr, ints_ptr, groups: tl.int32, asked: tl.int32, VEC: tl.constexpr,
+    floats_ptr, ints_ptr, groups: tl.int32, plans: tl.int32, asked: tl.int32, VEC: tl.constexpr,
 ):  # fmt: skip
-    """What each group of a slice of a row holds. `asked`: the temperatures to do it for, as bits; of AT_FIRST the plan decides."""
+    """What each group of a slice of a row holds, for each of the row's plans. `asked`: the temperatures to do it for, as bits; of
+    AT_FIRST the plan decides."""
     row = tl.program_id(0).to(tl.int64)
     row_ptr = start_of(logits_ptr, row * row_stride, VEC)
-    cuts_ptr += row * cuts_stride
-    floats_ptr += row * row_of(GROUP_FLOATS, groups)
-    ints_ptr += row * row_of(GROUP_INTS, groups)
-    asked |= wants_sums(cuts_ptr).to(tl.int32)  # bit AT_FIRST
-    first_c = scale_of(tl.load(cuts_ptr + TEMPERATURE_AT))
-    draw_c = scale_of(tl.load(cuts_ptr + (n_cuts - 1) * FIELDS + TEMPERATURE_AT))
     for tile in range(tl.program_id(1), tl.cdiv(groups, TILE), tl.num_programs(1)):
         group = tile * TILE + tl.arange(0, TILE)
         valid = group < groups
@@ -176,17 +171,30 @@ def measure_kernel(
         top = tl.max(x, 1)
         counted = tl.where((top == float("inf"))[:, None], x == float("inf"), x > -float("inf"))
         is_nan = tl.max((x != x).to(tl.int32), 1) > 0
-        tl.store(floats_ptr + group, tl.where(is_nan, float("nan"), top), valid)
-        tl.store(ints_ptr + group, tl.sum(counted.to(tl.int32), 1), valid)
-        for at in tl.static_range(3):
-            if (asked >> at) & 1:
-                c = first_c if at == 0 else (draw_c if at == 1 else scale_of(tl.full((), 1.0, tl.float32)))
-                y = tl.where(x == top[:, None], 0.0, scaled(x, top[:, None], c))
-                w = tl.where(x > -float("inf"), tl.exp2(y), 0.0)
-                rest, tops = beside_top(w, y)
-                own_ptr = floats_ptr + (OWN + 2 * at) * groups + group
-                tl.store(own_ptr, rest + (tops - 1.0), valid)
-                tl.store(own_ptr + groups, tl.sum(w * y, 1), valid)
+        n = tl.sum(counted.to(tl.int32), 1)
+        for plan in range(plans):
+            cut_ptr = plan_of(cuts_ptr, cuts_stride, n_cuts, row, plan)
+            to_ptr = floats_ptr + (row * plans + plan) * row_of(GROUP_FLOATS, groups) + group
+            tl.store(to_ptr, tl.where(is_nan, float("nan"), top), valid)
+            tl.store(ints_ptr + (row * plans + plan) * row_of(GROUP_INTS, groups) + group, n, valid)
+            wanted = asked | wants_sums(cut_ptr).to(tl.int32)  # bit AT_FIRST
+            first_c = scale_of(tl.load(cut_ptr + TEMPERATURE_AT))
+            draw_c = scale_of(tl.load(cut_ptr + (n_cuts - 1) * FIELDS + TEMPERATURE_AT))
+            for at in tl.static_range(3):
+                if (wanted >> at) & 1:
+                    c = first_c if at == 0 else (draw_c if at == 1 else scale_of(tl.full((), 1.0, tl.float32)))
+                    y = tl.where(x == top[:, None], 0.0, scaled(x, top[:, None], c))
+                    w = tl.where(x > -float("inf"), tl.exp2(y), 0.0)
+                    rest, tops = beside_top(w, y)
+                    own_ptr = to_ptr + (OWN + 2 * at) * groups
+                    tl.store(own_ptr, rest + (tops - 1.0), valid)
+                    tl.store(own_ptr + groups, tl.sum(w * y, 1), valid)
+
+
+@triton.jit
+def plan_of(cuts_ptr, cuts_stride, n_cuts, row, plan):
+    """The first cut of one of the plans of a row: it has one for each temperature that it is sampled at."""
+    return cuts_ptr + row * cuts_stride + plan * n_cuts * FIELDS
 
 
 @triton.jit

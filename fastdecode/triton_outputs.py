@@ -9,7 +9,7 @@ import triton.language as tl
 from .triton_measure import (
     ALIVE_AT, AT_DRAW, AT_ONE, BY_LOGIT, COUNT, FIELDS, GROUP, GROUP_FLOATS, GROUP_INTS, HI_AT, LN2, LO_AT, LOWEST, MASS_AT, MAX_AT,
     OVERFLOW_AT, ROW_NUMBERS, SPAN, STATUS_AT, STOP_AFTER, TEMPERATURE_AT, TILE, TOKEN_AT, as_float, float_of, kernel, list_groups, listed, merge,
-    row_of, scale_of, start_of, tokens_at, without_inf,
+    plan_of, row_of, scale_of, start_of, tokens_at, without_inf,
 )  # fmt: skip
 from .triton_search import search
 
@@ -63,13 +63,14 @@ def as_bf16(x):
 @kernel
 def statistics_kernel(
     logits_ptr, row_stride: tl.int64, limit: tl.int32, cuts_ptr, cuts_stride: tl.int64, n_cuts: tl.int32,
-    floats_ptr, ints_ptr, groups: tl.int32, numbers_ptr, asked: tl.int32,
+    floats_ptr, ints_ptr, groups: tl.int32, plans: tl.int32, numbers_ptr, asked: tl.int32,
     entropy_ptr, kept_mass_ptr, max_prob_ptr, margin_ptr, tokens_ptr, raw_logprobs_ptr, num_samples: tl.int32,
     ids_ptr, logprobs_of_ptr, num_ids: tl.int32, VEC: tl.constexpr,
 ):  # fmt: skip
     """`asked`: which, as bits; the other pointers are not looked at."""
-    row = tl.program_id(0).to(tl.int64)
-    row_ptr = start_of(logits_ptr, row * row_stride, VEC)
+    row = tl.program_id(0).to(tl.int64)  # of the answers: a row of logits has `plans` of them
+    row_ptr = start_of(logits_ptr, row // plans * row_stride, VEC)
+    cuts_ptr = plan_of(cuts_ptr, cuts_stride, n_cuts, row // plans, row % plans)
     floats_ptr += row * row_of(GROUP_FLOATS, groups)
     ints_ptr += row * row_of(GROUP_INTS, groups)
     numbers_ptr += row * ROW_NUMBERS
@@ -79,7 +80,7 @@ def statistics_kernel(
     nan = tl.full((), float("nan"), tl.float32)
 
     # The distribution after temperature and before truncation; a greedy row's is one token.
-    t = tl.load(cuts_ptr + row * cuts_stride + (n_cuts - 1) * FIELDS + TEMPERATURE_AT)
+    t = tl.load(cuts_ptr + (n_cuts - 1) * FIELDS + TEMPERATURE_AT)
     mass, moment, second = tl.full((), 1.0, tl.float64), tl.full((), 0.0, tl.float64), tl.full((), 0.0, tl.float64)
     if fine & (t != 0) & ((asked & (ENTROPY | KEPT_MASS | MAX_PROB | MARGIN)) != 0):
         mass, moment = merge(floats_ptr, groups, max, AT_DRAW, scale_of(t), False)

@@ -10,7 +10,7 @@ from .triton_measure import (
     ALIVE_AT, AT_FIRST, BY_LOGIT, COUNT, DRAW, FIELDS, FLOOR, GROUP, GROUP_FLOATS, GROUP_INTS, GROUP_STREAM, HI_AT, KEEP_AT, KIND_AT,
     LAST_KEY, LN2, LO_AT, LOWEST, LSE_AT, MASS_AT, MAX_AT, MEASURE_AT, NEED_AT, NO_KEY, OFFSET_AT, OFFSET_H_AT, ORDER_AT, OVERFLOW_AT,
     P2_AT, PREFIX, REQUESTS, ROW_NUMBERS, SAMPLE_STREAM, SD_AT, SLACK, SPAN, STATUS_AT, STOP_AFTER, STOP_AT, SURVIVING,
-    TEMPERATURE_AT, TILE, TOKEN_AT, TOKEN_STREAM, WITHIN_AT, as_float, float_of, kernel, key_of, list_groups, listed, merge, round_up, row_of, scale_of,
+    TEMPERATURE_AT, TILE, TOKEN_AT, TOKEN_STREAM, WITHIN_AT, as_float, float_of, kernel, key_of, list_groups, listed, merge, plan_of, round_up, row_of, scale_of,
     scaled, spread, start_of, survivor_sums, tokens_at, typicality, wants_sums, without_inf,
 )  # fmt: skip
 from .triton_search import needed, search
@@ -21,15 +21,16 @@ OK, NAN, EMPTY = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 @kernel
 def rows_kernel(
     logits_ptr, row_stride: tl.int64, limit: tl.int32, cuts_ptr, cuts_stride: tl.int64, n_cuts: tl.int32,
-    floats_ptr, ints_ptr, groups: tl.int32, numbers_ptr,
+    floats_ptr, ints_ptr, groups: tl.int32, plans: tl.int32, numbers_ptr,
     seed_ptr, seed: tl.int64, seed_stride: tl.int64, step_ptr, step: tl.int64, step_stride: tl.int64,
     stream_ptr, stream: tl.int64, stream_stride: tl.int64, num_samples: tl.int32, tokens_ptr, logprobs_ptr, kept_ptr, status_ptr,
     VEC: tl.constexpr, DRAWS: tl.constexpr,
 ):  # fmt: skip
     """2. search and 3. narrow: every cut of the plan; then, if DRAWS, 4. draw: else the pointers and numbers for it are None."""
-    row = tl.program_id(0).to(tl.int64)
-    row_ptr = start_of(logits_ptr, row * row_stride, VEC)
-    cuts_ptr += row * cuts_stride
+    row = tl.program_id(0).to(tl.int64)  # of the answers: a row of logits has `plans` of them
+    given = row // plans
+    row_ptr = start_of(logits_ptr, given * row_stride, VEC)
+    cuts_ptr = plan_of(cuts_ptr, cuts_stride, n_cuts, given, row % plans)
     floats_ptr += row * row_of(GROUP_FLOATS, groups)
     ints_ptr += row * row_of(GROUP_INTS, groups)
     numbers_ptr += row * ROW_NUMBERS
@@ -140,9 +141,9 @@ def rows_kernel(
         tl.store(status_ptr + row, status.to(tl.uint8))
         kept = tl.where(temperature == 0, 1, n).to(tl.int64)
         tl.store(kept_ptr + row, tl.where(status == OK, kept, 0))
-        seed = tl.load(seed_ptr + row * seed_stride, seed_stride >= 0, other=seed)
-        step = tl.load(step_ptr + row * step_stride, step_stride >= 0, other=step)
-        stream = tl.load(stream_ptr + row * stream_stride, stream_stride >= 0, other=row + stream)
+        seed = tl.load(seed_ptr + given * seed_stride, seed_stride >= 0, other=seed)
+        step = tl.load(step_ptr + given * step_stride, step_stride >= 0, other=step)
+        stream = tl.load(stream_ptr + given * stream_stride, stream_stride >= 0, other=given + stream)
         for sample in range(num_samples):
             token = greedy_token.to(tl.int64)
             logprob = tl.where(status == OK, 0.0, float("nan")).to(tl.float32)

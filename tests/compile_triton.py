@@ -82,6 +82,9 @@ with dispatch.use("triton"):
         truncate=fd.plan(fd.top_p(rows[:4] / 10), fd.temperature(rows[:4] / 10)),
         filter_value=float("nan"),
     )
+    fd.sample_temperatures(
+        torch.zeros(3, 1008), (0.5, 0.0, 2.0), fd.plan(fd.top_p(0.5)), num_samples=2, seed=1, stats=True
+    )
     print(count())
     call(2, 1001, torch.float32)
     call(2, 1000, torch.float32, offset=1)

@@ -149,6 +149,16 @@ class OnDevice:
         storage.copy_(back)
 
     def sample(self, logits: torch.Tensor, cuts: torch.Tensor, draw: Draw, wanted: Wanted) -> dict[str, torch.Tensor]:
+        return self._sample(self.engine.sample, logits, cuts, draw, wanted)
+
+    def sample_temperatures(
+        self, logits: torch.Tensor, cuts: torch.Tensor, draw: Draw, wanted: Wanted
+    ) -> dict[str, torch.Tensor]:
+        return self._sample(self.engine.sample_temperatures, logits, cuts, draw, wanted)
+
+    def _sample(
+        self, call: Any, logits: torch.Tensor, cuts: torch.Tensor, draw: Draw, wanted: Wanted
+    ) -> dict[str, torch.Tensor]:
         def moved(x: Any) -> Any:
             return x.to(self.device) if isinstance(x, torch.Tensor) else x
 
@@ -156,7 +166,7 @@ class OnDevice:
             moved(draw.seed), moved(draw.step), moved(draw.streams), draw.num_samples, draw.vocab_limit, draw.flat
         )
         wanted = Wanted(wanted.stats, wanted.top_logprobs, moved(wanted.logprobs_of))
-        found = self.engine.sample(self._moved(logits), cuts.to(self.device), draw, wanted)
+        found = call(self._moved(logits), cuts.to(self.device), draw, wanted)
         return {name: value.cpu() for name, value in found.items()}
 
     def _moved(self, x: torch.Tensor) -> torch.Tensor:

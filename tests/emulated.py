@@ -19,6 +19,7 @@ import torch
 from fastdecode import cuda
 
 ROOT = Path(__file__).parent.parent
+BUILT = ROOT / "build" / "emulation"
 COMMON = ["-std=c++17", "-fno-math-errno", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
 MACHINE = ("tests/emulation/launch.cpp", "tests/emulation/machine.cpp")
 
@@ -28,52 +29,45 @@ def compiler() -> list[str]:
 
 
 def build(tree: Path, flags: list[str], files: dict[str, list[str]], link: list[str], target: str) -> Path:
-    """Compiles files of a tree (each with flags of its own) side by side and links them, unless that was done before."""
-    key = hashlib.sha256(repr((compiler(), flags, files, link, sys.version)).encode())
-    for folder in ("csrc", "tests/emulation"):
-        for path in sorted((tree / folder).rglob("*")):
-            if path.suffix in {".h", ".cuh", ".cpp"}:
-                key.update(path.read_bytes())
-    built = tree / "build" / "emulation" / key.hexdigest()[:16] / target
-    if built.exists():
-        return built
-    built.parent.mkdir(parents=True, exist_ok=True)
+    """Compiles files of a tree (each with flags of its own) side by side and links them, unless that was done before.
+
+    An object is known by its flags and by all that it was compiled from: trees that differ in one file share those of the others.
+    """
 
     def compiled(item: tuple[str, list[str]]) -> str:
         name, own = item
-        made = built.parent / (Path(name).stem + ".o")
-        _run(
-            [
-                *compiler(),
-                *COMMON,
-                *flags,
-                f"-I{tree / 'csrc'}",
-                f"-I{tree / 'tests/emulation'}",
-                *own,
-                "-c",
-                str(tree / name),
-                "-o",
-                str(made),
-            ]
-        )
+        command = [*compiler(), *COMMON, *flags, f"-I{tree / 'csrc'}", f"-I{tree / 'tests/emulation'}", *own]
+        sources = _run([*command, "-MM", str(tree / name)]).partition(":")[2].replace("\\\n", " ").split()
+        key = hashlib.sha256(repr((compiler(), COMMON, flags, own, sys.version)).encode())
+        for source in sources:
+            key.update(Path(source).read_bytes())
+        made = BUILT / f"{Path(name).stem}-{key.hexdigest()[:16]}.o"
+        if not made.exists():
+            unfinished = made.with_suffix(f".{os.getpid()}.o")  # another process may be at it too
+            _run([*command, "-c", str(tree / name), "-o", str(unfinished)])
+            unfinished.rename(made)
         return str(made)
 
+    BUILT.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(compiled, files.items()))
-    unfinished = built.with_suffix(f".{os.getpid()}")  # another process may be at it too
-    _run([*compiler(), *flags, *objects, *link, "-o", str(unfinished)])
-    unfinished.rename(built)
+    built = BUILT / (hashlib.sha256(repr((objects, link)).encode()).hexdigest()[:16] + target)
+    if not built.exists():
+        unfinished = built.with_suffix(f".{os.getpid()}")
+        _run([*compiler(), *flags, *objects, *link, "-o", str(unfinished)])
+        unfinished.rename(built)
     return built
 
 
-def _run(command: list[str]) -> None:
+def _run(command: list[str]) -> str:
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
         raise RuntimeError(f"{shlex.join(command)}\n{done.stdout}")
+    return done.stdout
 
 
 @cache
-def module():
+def module(tree: Path = ROOT):
     """The compiled module, with `truncate_cuda` and `sample_cuda` that take addresses of the CPU."""
     import pybind11
 
@@ -82,9 +76,10 @@ def module():
         "csrc/bindings.cpp": ["-DFD_MODULE=_emulated", "-DFD_CUDA=1", "-DFD_EMULATED=1", *python],
         **{name: [] for name in MACHINE},
     }
-    built = build(ROOT, ["-O2", "-fPIC", "-fvisibility=hidden"], files, ["-shared"], "_emulated.so")
-    loader = importlib.machinery.ExtensionFileLoader("_emulated", str(built))
-    spec = importlib.util.spec_from_file_location("_emulated", built, loader=loader)
+    built = build(tree, ["-O2", "-fPIC", "-fvisibility=hidden"], files, ["-shared"], "_emulated.so")
+    name = f"{built.stem}._emulated"  # pybind11 gives what it has already loaded by a name
+    loader = importlib.machinery.ExtensionFileLoader(name, str(built))
+    spec = importlib.util.spec_from_file_location(name, built, loader=loader)
     assert spec
     found = importlib.util.module_from_spec(spec)
     loader.exec_module(found)
@@ -94,8 +89,8 @@ def module():
 class Engine(cuda.Engine):
     """The CUDA engine with `ranks` blocks for each row. `resident=False`: on a device where no row fits into shared memory."""
 
-    def __init__(self, ranks: int, resident: bool = True):
-        super().__init__(module())
+    def __init__(self, ranks: int, resident: bool = True, tree: Path = ROOT):
+        super().__init__(module(tree))
         self.where = (0 if resident else 1, 0, ranks)
 
     def _where(self, logits: torch.Tensor) -> tuple[int, int, int]:

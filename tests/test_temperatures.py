@@ -122,6 +122,13 @@ def test_the_cpu_engine_opens_a_row_once(monkeypatch):
     assert len(calls) == 1
 
 
+def test_an_engine_takes_all_temperatures_at_once(engine, monkeypatch):
+    """Not in a call for each: one kernel, or one chain of them, reads the rows."""
+    asked = dispatch.ENGINES[engine.name]
+    monkeypatch.setattr(asked.engine if engine.device else asked, "sample", None)
+    assert fd.sample_temperatures(rows(2, 300), T, seed=1).tokens.shape == (2, 4, 1)
+
+
 def test_shapes():
     logits = rows(2)
     plain = fd.sample_temperatures(logits, T)

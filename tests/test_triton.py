@@ -218,7 +218,7 @@ def compiled(*arguments: str) -> list[str]:
 
 
 def test_nothing_is_compiled_twice():
-    """Other batches, lengths, strides, plans, values, seeds, statistics: the six kernels. Another alignment (or dtype): six more."""
+    """Other batches, lengths, strides, plans, values, seeds, statistics, temperatures: the six kernels. Another alignment (or dtype): six more."""
     assert compiled("cuda:90") == ["6", "6", "12"]
 
 

@@ -19,28 +19,36 @@ FD_DEVICE int64_t bits_of_score(double score) {
 }
 
 // 1.
-FD_CALLED int winning_group(Row& row, const Coordinates& at, float c) {
-  const Table& table = row.memory.table;
+FD_CALLED int winning_group(Team& team, Coordinates at, float c) {
+  const Table table = memory().table;
+  const int groups = row().slice.groups;
+  const float hi = row().hi, top = row().top;
   int64_t best[1] = {-1}, where[1] = {-int64_t(kMaxGroups)};
-  for (int g = thread(); g < row.groups; g += threads()) {
+  for (int g = thread(); g < groups; g += threads()) {
     if (!(table.mass[g] > 0)) continue;
-    const double mass = table.mass[g] * double(exp2_of(row.scaled(fminf(table.max[g], row.hi), c)));
+    const double mass = table.mass[g] * double(exp2_of(scaled(fminf(table.max[g], hi), top, c)));
     const int64_t score = bits_of_score(mass / exponential_of(words_of(at, uint32_t(g) >> 2).w[g & 3]));
     if (score > best[0]) best[0] = score, where[0] = -g;
   }
-  row.team.table_in_use = true;
+  team.table_in_use = true;
   const int64_t mine = best[0];
-  row.team.over_block(Most(), best);
+  team.over_block(Most(), best);
   if (mine != best[0]) where[0] = -int64_t(kMaxGroups);
-  row.team.over_block(Most(), where);
+  team.over_block(Most(), where);
   return int(-where[0]);
 }
 
-// 2. For the threads of one warp; *x is the token's logit.
-FD_CALLED int64_t winning_token(Row& row, const Coordinates& at, float c, int group, float* logit) {
+struct Token {
+  int64_t id;
+  float x;  // its logit
+};
+
+// 2. For the threads of one warp.
+FD_CALLED Token winning_token(Team& team, Coordinates at, float c, int group) {
   float x[kEach];
-  row.slice.load(group, x);
-  const float bottom = row.bottom();
+  row().slice.load_any(group, x);
+  const float bottom = row().bottom(), hi = row().hi, top = row().top;
+  float logit = 0;
   int64_t best[1] = {-1}, where[1] = {-kMaxVocab};
 #pragma unroll
   for (int quad = 0; quad < kEach / 4; ++quad) {
@@ -49,68 +57,73 @@ FD_CALLED int64_t winning_token(Row& row, const Coordinates& at, float c, int gr
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       const float one = x[quad * 4 + k];
-      if (!(one >= bottom && one <= row.hi)) continue;
-      const double w = double(exp2_of(row.scaled(one, c)));
+      if (!(one >= bottom && one <= hi)) continue;
+      const double w = double(exp2_of(scaled(one, top, c)));
       const int64_t score = bits_of_score(w / exponential_of(words.w[k]));
-      if (score > best[0]) best[0] = score, where[0] = -(id + k), *logit = one;
+      if (score > best[0]) best[0] = score, where[0] = -(id + k), logit = one;
     }
   }
   const int64_t mine = best[0], my_place = where[0];
-  row.team.over_warp(Most(), best);
+  team.over_warp(Most(), best);
   if (mine != best[0]) where[0] = -kMaxVocab;
-  row.team.over_warp(Most(), where);
+  team.over_warp(Most(), where);
   const int from = __builtin_ffs(int(ballot(my_place == where[0]))) - 1;
-  *logit = shuffle(*logit, from);
-  return -where[0];
+  return {-where[0], shuffle(logit, from)};
 }
 
 // The lowest id whose logit is `x`, which must lie in the row.
-FD_CALLED int64_t first_id_of(Row& row, float x) {
+FD_CALLED int64_t first_id_of(Team& team, float x) {
   int64_t v[1] = {-kMaxVocab};
-  row.each_group(x, [&](int g, const float (&logits)[kEach]) {
+  each_group(x, [&](int g, const float (&logits)[kEach]) {
 #pragma unroll
     for (int j = kEach - 1; j >= 0; --j) {
       const int64_t id = int64_t(g) * kGroupSize + lane() * kEach + j;
       if (logits[j] == x && -id > v[0]) v[0] = -id;
     }
   });
-  row.team.over_cluster(Most(), v);
+  team.over_cluster(Most(), v);
   return -v[0];
 }
 
 // 3. The second largest logit of the row.
-FD_CALLED float runner_up(Row& row) {
-  const Table& table = row.memory.table;
+FD_CALLED float runner_up(Team& team) {
+  const float* const maxima = memory().table.max;
+  const int groups = row().slice.groups;
+  const float max = row().max;
   int64_t v[2] = {0, 0};  // tokens at the maximum, key of the largest below it
-  row.each_group(row.max, [&](int, const float (&x)[kEach]) {
+  each_group(max, [&](int, const float (&x)[kEach]) {
 #pragma unroll
     for (int j = 0; j < kEach; ++j) {
-      const bool most = x[j] == row.max;
+      const bool most = x[j] == max;
       v[0] += most;
       const int64_t key = most ? 0 : int64_t(key_of(x[j]));
       v[1] = v[1] > key ? v[1] : key;
     }
   });
-  for (int g = thread(); g < row.groups; g += threads()) {
-    const int64_t key = table.max[g] == row.max ? 0 : int64_t(key_of(table.max[g]));
+  for (int g = thread(); g < groups; g += threads()) {
+    const int64_t key = maxima[g] == max ? 0 : int64_t(key_of(maxima[g]));
     v[1] = v[1] > key ? v[1] : key;
   }
-  row.team.over_cluster(SumThenMost<1>(), v);
-  return v[0] > 1 ? row.max : v[1] ? float_of_key(uint32_t(v[1])) : -INFINITY;
+  team.over_cluster(SumThenMost<1>(), v);
+  return v[0] > 1 ? max : v[1] ? float_of_key(uint32_t(v[1])) : -INFINITY;
 }
 
-// 3. The `top` largest log-probabilities, lower id first on ties; `ln_mass` belongs to the row at temperature 1.
-FD_CALLED void best_of_row(Row& row, int64_t top, double ln_mass, float* logprobs, int64_t* ids) {
-  row.lo = -INFINITY, row.hi = INFINITY, row.top = row.max, row.n = row.alive, row.sums_c = 0;
-  const float bound = nth_largest(row, double(top));
-  const List& list = row.memory.list;
+// 3. The `top` largest log-probabilities at temperature 1, lower id first on ties.
+FD_CALLED void best_of_row(Team& team, int64_t top, float* logprobs, int64_t* ids) {
+  change([](Row& row) { row.reopen(); });
+  const float bound = nth_largest(team, double(top));
+  const List list = memory().list;
+  const Slice slice = row().slice;
+  const int64_t alive = row().alive;
+  const float max = row().max;
+  const double ln_mass = row().ln_raw;
   auto put = [&](int64_t place, float x, int64_t id) {
-    logprobs[place] = float(double(x) - double(row.max) - ln_mass), ids[place] = id;
+    logprobs[place] = float(double(x) - double(max) - ln_mass), ids[place] = id;
   };
-  const bool fits = top <= kList && (row.list_covers() || gather(row, bound) <= kList);
+  const bool fits = top <= kList && (row().list_covers() || gather(team, bound) <= kList);
   int64_t filled = 0;
   if (fits) {
-    const int64_t n = row.listed;
+    const int64_t n = row().listed;
     for (int i = thread(); i < n; i += threads()) {
       const float x = list.x[i];
       const int id = list.id[i];
@@ -119,25 +132,25 @@ FD_CALLED void best_of_row(Row& row, int64_t top, double ln_mass, float* logprob
       for (int j = 0; j < n; ++j) place += list.x[j] > x || (list.x[j] == x && list.id[j] < id);
       if (rank() == 0 && place < top) put(place, x, id);
     }
-    filled = row.alive < top ? row.alive : top;
+    filled = alive < top ? alive : top;
   }
   // Many wanted, or many tied; and fewer alive than wanted, where those of -inf follow: one after the other.
   float last_x = filled ? -INFINITY : INFINITY;
   int64_t last_id = -1;
   for (; filled < top; ++filled) {
     int64_t v[1] = {0};  // key, then the id backwards
-    for (int g = row.slice.first + warp(); g < row.slice.end; g += warps()) {
+    for (int g = slice.first + warp(); g < slice.end; g += warps()) {
       float x[kEach];
-      row.slice.load(g, x);
+      slice.load(g, x);
 #pragma unroll
       for (int j = 0; j < kEach; ++j) {
         const int64_t id = int64_t(g) * kGroupSize + lane() * kEach + j;
-        if (id >= row.slice.limit || !(x[j] < last_x || (x[j] == last_x && id > last_id))) continue;
+        if (id >= slice.limit || !(x[j] < last_x || (x[j] == last_x && id > last_id))) continue;
         const int64_t packed = int64_t(key_of(x[j]) >> 1) << 32 | int64_t(key_of(x[j]) & 1) << 31 | (kMaxVocab - id);
         v[0] = v[0] > packed ? v[0] : packed;
       }
     }
-    row.team.over_cluster(Most(), v);
+    team.over_cluster(Most(), v);
     last_x = float_of_key(uint32_t(v[0] >> 32) << 1 | uint32_t(v[0] >> 31 & 1));
     last_id = kMaxVocab - (v[0] & 0x7fffffff);
     if (rank() == 0 && thread() == 0) put(filled, last_x, last_id);

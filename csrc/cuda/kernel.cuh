@@ -14,7 +14,6 @@ namespace cuda {
 // What a launch adds to the arguments.
 struct Launch {
   int64_t seed, step;  // where args hold no address for them
-  int threads, ranks;  // of a block; blocks of a cluster
   bool resident;       // the row stays in shared memory
 };
 
@@ -22,36 +21,54 @@ FD_BOTH int groups_of(int64_t tokens) { return int((tokens + kGroupSize - 1) / k
 
 FD_BOTH int groups_per_block(int64_t limit, int ranks) { return (groups_of(limit) + ranks - 1) / ranks; }
 
+FD_BOTH int64_t bytes_held(int64_t limit, int dtype, int ranks) {
+  return int64_t(groups_per_block(limit, ranks)) * kGroupSize * bytes_of(dtype);
+}
+
 // The shared memory of one block.
 FD_BOTH int64_t bytes_of_block(int64_t limit, int dtype, int ranks, bool resident) {
-  Room room{nullptr, 0};
-  lay_out(room, groups_of(limit),
-          resident ? int64_t(groups_per_block(limit, ranks)) * kGroupSize * bytes_of(dtype) : 0);
+  Room room{nullptr, 0, false};
+  lay_out(room, groups_of(limit), resident ? bytes_held(limit, dtype, ranks) : 0);
   return room.used;
 }
 
-FD_DEVICE const Cut* cuts_of(const Plan& plan, int64_t r) { return plan.cuts + r * plan.row_stride; }
-
-FD_DEVICE void start(Row& row, const Logits& logits, int64_t r, const Launch& launch) {
-  row.groups = groups_of(logits.limit);
-  Slice& slice = row.slice;
-  slice.per_block = groups_per_block(logits.limit, ranks());
-  Room room{shared_memory(), 0};
-  row.memory =
-      lay_out(room, row.groups, launch.resident ? int64_t(slice.per_block) * kGroupSize * bytes_of(logits.dtype) : 0);
-  row.team = {row.memory.mail, 0, 0, false};
-  slice.row = static_cast<const char*>(logits.base) + r * logits.row_stride * bytes_of(logits.dtype);
-  slice.dtype = logits.dtype;
-  slice.limit = logits.limit;
-  slice.held = row.memory.held;
-  slice.first = rank() * slice.per_block;
-  slice.end = slice.first + slice.per_block < row.groups ? slice.first + slice.per_block : row.groups;
-  slice.overflow = false;
-  sync_cluster();  // a block's memory may be written by others once it has started, and not before
+// Row r's cuts, at the temperature whose turn it is.
+FD_DEVICE const Cut* cuts_of(const Plan& plan, int64_t r) {
+  return plan.cuts + r * plan.row_stride + row().turn * plan.count;
 }
 
-FD_DEVICE void run_plan(Row& row, const Cut* cuts, int count) {
-  for (int i = 0; i + 1 < count; ++i) run(row, cuts[i]);
+FD_DEVICE Team start(const Logits& logits, const Launch& launch) {
+  Room room{shared_memory(), 0, true};
+  const int groups = groups_of(logits.limit);
+  const Memory its = lay_out(room, groups, launch.resident ? bytes_held(logits.limit, logits.dtype, ranks()) : 0);
+  if (thread() == 0) {
+    Slice& slice = its.row->slice;
+    slice.row = static_cast<const char*>(logits.base) + row_of_grid() * logits.row_stride * bytes_of(logits.dtype);
+    slice.dtype = logits.dtype;
+    slice.limit = logits.limit;
+    slice.held_at = launch.resident ? int(its.held - shared_memory()) : 0;
+    slice.groups = groups;
+    slice.per_block = groups_per_block(logits.limit, ranks());
+    slice.first = rank() * slice.per_block;
+    slice.end = slice.first + slice.per_block < groups ? slice.first + slice.per_block : groups;
+    slice.overflow = false;
+    its.row->turn = 0, its.row->seed = launch.seed, its.row->step = launch.step;
+  }
+  sync_cluster();  // a block's memory may be written by others once it has started, and not before
+  return {0, 0, false};
+}
+
+// The cuts of a plan but for the last one, which is the draw, at the temperature whose turn it is. A greedy row has nothing left
+// to cut.
+FD_CALLED void run_plan(Team& team, const Plan& plan) {
+  for (int i = 0; i + 1 < plan.count; ++i) {
+    change([&](Row& row) { row.cut = cuts_of(plan, row_of_grid())[i]; });
+    if (row().cut.temperature == 0 || row().n == 1) continue;
+    if (int(row().cut.kind) == kFloor)
+      narrow(floor_edge(team), INFINITY);
+    else
+      prefix(team);
+  }
 }
 
 // ---- masked logits
@@ -88,48 +105,63 @@ struct Output {
   FD_MEMBER uint16_t half(float x) const { return dtype == kFloat16 ? to_f16(x) : to_bf16(x); }
 };
 
-// x / t where a logit lies in [bottom, hi], or where the id is `only` if that is not -1; `filter` elsewhere.
-FD_CALLED void write_row(const Row& row, const Output& out, float bottom, int64_t only, float t, float filter) {
-  for (int g = row.slice.first + warp(); g < row.slice.end; g += warps()) {
+FD_DEVICE Output output_of(const TruncateArgs& args) {
+  const int dtype = args.logits.dtype;
+  return {static_cast<char*>(args.out) + row_of_grid() * args.out_row_stride * bytes_of(dtype), dtype,
+          args.logits.vocab};
+}
+
+// What the survivors are divided by; a greedy row's token stays as it is.
+FD_DEVICE float divisor_of(const TruncateArgs& args) {
+  const float t = cuts_of(args.plan, row_of_grid())[args.plan.count - 1].temperature;
+  return t == 0 ? 1.0f : t;
+}
+
+// x / t where a logit survives, or where the id is `only` if that is not -1; `filter` elsewhere.
+FD_CALLED void write_row(const TruncateArgs& args, bool empty, int64_t only) {
+  const Output out = output_of(args);
+  const Slice slice = row().slice;
+  const float bottom = empty ? INFINITY : row().bottom(), hi = row().hi, t = divisor_of(args),
+              filter = args.filter_value;
+  for (int g = slice.first + warp(); g < slice.end; g += warps()) {
     float x[kEach];
-    row.slice.load(g, x);
+    slice.load(g, x);
 #pragma unroll
     for (int j = 0; j < kEach; ++j) {
-      bool stays = x[j] >= bottom && x[j] <= row.hi;
+      bool stays = x[j] >= bottom && x[j] <= hi;
       if (only >= 0) stays = int64_t(g) * kGroupSize + lane() * kEach + j == only;
-      x[j] = !stays ? filter : row.slice.overflow ? INFINITY : x[j] / t;
+      x[j] = !stays ? filter : slice.overflow ? INFINITY : x[j] / t;
     }
     out.put(g, x);
   }
   float nothing[kEach];
 #pragma unroll
   for (int j = 0; j < kEach; ++j) nothing[j] = filter;
-  for (int g = row.groups + rank() * warps() + warp(); g < groups_of(out.vocab); g += ranks() * warps())
+  for (int g = slice.groups + rank() * warps() + warp(); g < groups_of(out.vocab); g += ranks() * warps())
     out.put(g, nothing);
 }
 
-FD_DEVICE void truncate_row(const TruncateArgs& args, const Launch& launch) {
-  const int64_t r = row_of_grid();
-  const Logits& logits = args.logits;
-  const Cut* cuts = cuts_of(args.plan, r);
-  const float last = cuts[args.plan.count - 1].temperature, t = last == 0 ? 1.0f : last;
-  Row row;
-  start(row, logits, r, launch);
-  const Output out{static_cast<char*>(args.out) + r * args.out_row_stride * bytes_of(logits.dtype), logits.dtype,
-                   logits.vocab};
+// x / t throughout, so that the NaN stays visible; each token is read by the thread that writes it.
+FD_CALLED void write_nan_row(const TruncateArgs& args) {
+  const Output out = output_of(args);
+  const char* const from = row().slice.row;
+  const float t = divisor_of(args);
+  for (int64_t i = rank() * threads() + thread(); i < out.vocab; i += int64_t(ranks()) * threads())
+    out.put(i, load_as_float(from, out.dtype, i) / t);
+}
 
-  const Status status = open(row, first_scale(cuts, args.plan.count, false));
-  int64_t only = -1;
-  if (status ==
-      kNan) {  // x / T throughout, so that the NaN stays visible; each token is read by the thread that writes it
-    for (int64_t i = rank() * threads() + thread(); i < logits.vocab; i += int64_t(ranks()) * threads())
-      out.put(i, load_as_float(row.slice.row, logits.dtype, i) / t);
+FD_DEVICE void truncate_row(const TruncateArgs& args, const Launch& launch) {
+  Team team = start(args.logits, launch);
+  const Status status = open(team, first_scale(cuts_of(args.plan, row_of_grid()), false));
+  if (status == kNan) {
+    write_nan_row(args);
   } else {
+    int64_t only = -1;
     if (status == kOk) {
-      run_plan(row, cuts, args.plan.count);
-      if (last == 0) only = first_id_of(row, row.top);
+      run_plan(team, args.plan);
+      if (cuts_of(args.plan, row_of_grid())[args.plan.count - 1].temperature == 0) only = first_id_of(team, row().top);
     }
-    write_row(row, out, status == kEmpty ? INFINITY : row.bottom(), only, t, args.filter_value);
+    write_row(args, status == kEmpty, only);
   }
   sync_cluster();  // no block may end while another reads its memory
 }
@@ -145,99 +177,140 @@ FD_DEVICE void fill(float* out, int64_t n, float x) {
   for (int64_t i = thread(); i < n; i += threads()) out[i] = x;
 }
 
+// At all temperatures.
 FD_CALLED void flag_row(const SampleArgs& args, int64_t r, Status status) {
   if (rank() != 0) return;
-  const int64_t n = args.num_samples;
+  const int64_t n = args.temperatures * args.num_samples, rows = args.temperatures;
   for (int64_t i = thread(); i < n; i += threads()) args.tokens[r * n + i] = -1;
   for (int64_t i = thread(); i < args.top; i += threads()) args.top_ids[r * args.top + i] = -1;
+  for (int64_t i = thread(); i < rows; i += threads())
+    args.status[r * rows + i] = uint8_t(status), args.kept[r * rows + i] = 0;
   fill(args.logprobs + r * n, n, NAN);
   fill(args.raw_logprobs ? args.raw_logprobs + r * n : nullptr, n, NAN);
   fill(args.top_logprobs ? args.top_logprobs + r * args.top : nullptr, args.top, NAN);
   fill(args.logprobs_of ? args.logprobs_of + r * args.ids_per_row : nullptr, args.ids_per_row, NAN);
   float* const numbers[] = {args.entropy, args.kept_mass, args.max_prob, args.margin};
-  for (float* each : numbers) fill(each ? each + r : nullptr, 1, NAN);
-  if (thread() == 0) args.status[r] = uint8_t(status), args.kept[r] = 0;
+  for (float* each : numbers) fill(each ? each + r * rows : nullptr, rows, NAN);
+}
+
+FD_DEVICE bool speaks() { return rank() == 0 && thread() == 0; }
+
+// Where it is in the answers [rows, temperatures].
+FD_DEVICE int64_t place_of(const SampleArgs& args) { return row_of_grid() * args.temperatures + row().turn; }
+
+FD_DEVICE double temperature_of(const SampleArgs& args) {
+  return cuts_of(args.plan, row_of_grid())[args.plan.count - 1].temperature;
+}
+
+FD_DEVICE bool of_scaled(const SampleArgs& args) {
+  return args.entropy || args.kept_mass || args.max_prob || args.margin;
+}
+
+FD_DEVICE bool of_raw(const SampleArgs& args) { return args.raw_logprobs || args.logprobs_of || args.top; }
+
+// The distribution after temperature and before truncation; a greedy row's is one token.
+FD_CALLED void describe(Team& team, const SampleArgs& args) {
+  const double t = temperature_of(args);
+  const bool greedy = t == 0;
+  Sums whole;
+  whole.n = whole.mass = 1;
+  if (!greedy) whole = whole_at(team, scale_of(t));
+  const float second = args.margin && !greedy ? runner_up(team) : 0.0f;
+  change([&](Row& row) { row.scaled_mass = whole.mass; });
+  if (!speaks()) return;
+  const int64_t place = place_of(args);
+  if (args.entropy) args.entropy[place] = float(entropy_of(whole));
+  if (args.max_prob) args.max_prob[place] = float(1 / whole.mass);
+  const double ahead = greedy ? 1 : 1 - exp((double(second) - double(row().max)) / t);
+  if (args.margin) args.margin[place] = float(ahead / whole.mass);
+}
+
+// The first largest token, for every sample.
+FD_CALLED void draw_greedily(Team& team, const SampleArgs& args) {
+  const int64_t n = args.num_samples, token = first_id_of(team, row().top), first = place_of(args) * n;
+  for (int64_t s = first + thread(); s < first + n && rank() == 0; s += threads()) {
+    args.tokens[s] = token, args.logprobs[s] = 0;
+    if (args.raw_logprobs) args.raw_logprobs[s] = float(double(row().top) - double(row().max) - row().ln_raw);
+  }
+}
+
+// 4. What is known of a token is written by the lane that finds it.
+FD_CALLED void draw_tokens(Team& team, const SampleArgs& args) {
+  const float c = scale_of(temperature_of(args));
+  masses_at(team, c);
+  const int64_t r = row_of_grid(), n = args.num_samples;
+  Coordinates at;
+  at.seed = uint64_t(coordinate_of(args.seed, row().seed, r));
+  at.step = uint64_t(coordinate_of(args.step, row().step, r));
+  for (int64_t s = rank(); s < n; s += ranks()) {
+    const uint64_t request = uint64_t(coordinate_of(args.stream, r, r));
+    at.stream = stream_for(kGroup, uint64_t(s), request);
+    const int group = winning_group(team, at, c);
+    if (warp() != 0) continue;
+    at.stream = stream_for(kToken, uint64_t(s), request);
+    const Token token = winning_token(team, at, c, group);
+    if (lane() != 0) continue;
+    const int64_t to = place_of(args) * n + s;
+    args.tokens[to] = token.id;
+    const double d = double(token.x) - double(row().top);
+    args.logprobs[to] = float(d / temperature_of(args) - log(row().sums.mass));
+    if (args.raw_logprobs) args.raw_logprobs[to] = float(double(token.x) - double(row().max) - row().ln_raw);
+  }
+}
+
+// Everything about the row at the temperature whose turn it is.
+FD_CALLED void sample_once(Team& team, const SampleArgs& args) {
+  run_plan(team, args.plan);
+  if (of_scaled(args)) describe(team, args);
+  if (of_raw(args) && row().ln_raw != row().ln_raw) {
+    const double ln_raw = log(whole_at(team, scale_of(1)).mass);
+    change([&](Row& row) { row.ln_raw = ln_raw; });
+  }
+  const bool greedy = temperature_of(args) == 0;
+  if (greedy)
+    draw_greedily(team, args);
+  else
+    draw_tokens(team, args);
+  if (!speaks()) return;
+  const int64_t place = place_of(args);
+  args.status[place] = kOk, args.kept[place] = greedy ? 1 : row().n;
+  if (!args.kept_mass) return;
+  const double from_top = exp((double(row().top) - double(row().max)) / temperature_of(args));
+  args.kept_mass[place] = greedy ? 1.0f : float(fmin(row().sums.mass * from_top / row().scaled_mass, 1.0));
+}
+
+// The scale of the sums that come out of the read; 0: none.
+FD_DEVICE float opening_scale(const SampleArgs& args) {
+  const float first = first_scale(cuts_of(args.plan, row_of_grid()), true);
+  if (first != 0) return first;
+  const double t = temperature_of(args);
+  return of_scaled(args) && t != 0 ? scale_of(t) : of_raw(args) ? scale_of(1) : 0;
 }
 
 FD_DEVICE void sample_row(const SampleArgs& args, const Launch& launch) {
-  const int64_t r = row_of_grid();
-  const Cut* cuts = cuts_of(args.plan, r);
-  const double t = cuts[args.plan.count - 1].temperature;
-  const bool greedy = t == 0, speaks = rank() == 0 && thread() == 0;
-  const bool of_scaled = args.entropy || args.kept_mass || args.max_prob || args.margin;
-  const bool of_raw = args.raw_logprobs || args.logprobs_of || args.top;
-  const float c = greedy ? 0 : scale_of(t);
-  Row row;
-  start(row, args.logits, r, launch);
-
-  float first = first_scale(cuts, args.plan.count, true);
-  if (first == 0) first = of_scaled && !greedy ? c : of_raw ? scale_of(1) : 0;
-  const Status status = open(row, first);
+  Team team = start(args.logits, launch);
+  const Status status = open(team, opening_scale(args));
   if (status != kOk) {
-    flag_row(args, r, status);
+    flag_row(args, row_of_grid(), status);
     sync_cluster();
     return;
   }
-  const double max = row.max;
-  run_plan(row, cuts, args.plan.count);
-
-  Sums whole, raw;
-  if (of_scaled && !greedy) whole = whole_at(row, c);
-  if (of_raw) raw = whole_at(row, scale_of(1));
-  const double ln_raw = of_raw ? log(raw.mass) : 0;
-
-  // The draw. What is known of a token is written by the lane that finds it.
-  const int64_t n = args.num_samples;
-  double mass = 1;
-  if (greedy) {
-    const int64_t token = first_id_of(row, row.top);
-    for (int64_t s = thread(); s < n && rank() == 0; s += threads()) {
-      args.tokens[r * n + s] = token, args.logprobs[r * n + s] = 0;
-      if (args.raw_logprobs) args.raw_logprobs[r * n + s] = float(double(row.top) - max - ln_raw);
-    }
-    row.n = 1;
-  } else {
-    mass = masses_at(row, c).mass;
-    Coordinates at;
-    at.seed = uint64_t(coordinate_of(args.seed, launch.seed, r));
-    at.step = uint64_t(coordinate_of(args.step, launch.step, r));
-    const uint64_t request = uint64_t(coordinate_of(args.stream, r, r));
-    for (int64_t s = rank(); s < n; s += ranks()) {
-      at.stream = stream_for(kGroup, uint64_t(s), request);
-      const int group = winning_group(row, at, c);
-      if (warp() != 0) continue;
-      at.stream = stream_for(kToken, uint64_t(s), request);
-      float x = 0;
-      const int64_t token = winning_token(row, at, c, group, &x);
-      if (lane() != 0) continue;
-      args.tokens[r * n + s] = token;
-      args.logprobs[r * n + s] = float((double(x) - double(row.top)) / t - log(mass));
-      if (args.raw_logprobs) args.raw_logprobs[r * n + s] = float(double(x) - max - ln_raw);
-    }
+  for (;;) {
+    sample_once(team, args);
+    if (row().turn + 1 == args.temperatures) break;
+    change([](Row& row) { row.reopen(), ++row.turn; });
   }
-  if (speaks) args.status[r] = kOk, args.kept[r] = row.n;
 
-  // The distribution after temperature and before truncation; a greedy row's is one token.
-  if (of_scaled) {
-    const float second = args.margin && !greedy ? runner_up(row) : 0.0f;
-    if (greedy) whole.n = 1, whole.mass = 1, whole.moment = 0;
-    if (speaks) {
-      const double share = greedy ? 1 : mass * exp((double(row.top) - max) / t) / whole.mass;
-      if (args.entropy) args.entropy[r] = float(entropy_of(whole));
-      if (args.kept_mass) args.kept_mass[r] = float(fmin(share, 1.0));
-      if (args.max_prob) args.max_prob[r] = float(1 / whole.mass);
-      if (args.margin) args.margin[r] = float((1 - (greedy ? 0.0 : exp((double(second) - max) / t))) / whole.mass);
-    }
-  }
   // The distribution at temperature 1, before any rule.
+  const int64_t r = row_of_grid();
   if (args.logprobs_of && rank() == 0)
     for (int64_t k = thread(); k < args.ids_per_row; k += threads()) {
       const int64_t place = r * args.ids_per_row + k, id = args.ids[place];
       // On a GPU nobody has looked whether the ids exist: that would be a synchronisation.
       const bool exists = id >= 0 && id < args.logits.limit;
-      args.logprobs_of[place] = exists ? float(double(row.slice.at(id)) - max - ln_raw) : NAN;
+      args.logprobs_of[place] = exists ? float(double(row().slice.at(id)) - double(row().max) - row().ln_raw) : NAN;
     }
-  if (args.top) best_of_row(row, args.top, ln_raw, args.top_logprobs + r * args.top, args.top_ids + r * args.top);
+  if (args.top) best_of_row(team, args.top, args.top_logprobs + r * args.top, args.top_ids + r * args.top);
   sync_cluster();  // no block may end while another reads its memory
 }
 

@@ -43,7 +43,15 @@ int most_ranks() {
   return code.ptxVersion >= 90 ? 8 : 1;  // 8 blocks are what every such device promises
 }
 
-// Attributes cost a microsecond or two a call, so each device is asked once.
+// As much shared memory as there is, whatever a row takes; and clusters that only some devices can have, for tests.
+void allow(const void* kernel, const Device& device) {
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(device.shared_bytes)),
+        "reserve shared memory");
+  if (device.most_ranks > 1)
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "ask for a large cluster");
+}
+
+// Attributes cost a microsecond or two, so each device, which must be the current one, is asked and told once.
 const Device& device_of(int device) {
   static Device known[kMaxDevices];
   static std::atomic<bool> asked[kMaxDevices];
@@ -53,6 +61,8 @@ const Device& device_of(int device) {
     found.multiprocessors = attribute(cudaDevAttrMultiProcessorCount, device);
     found.shared_bytes = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
     found.most_ranks = most_ranks();
+    allow(reinterpret_cast<const void*>(sample_kernel), found);
+    allow(reinterpret_cast<const void*>(truncate_kernel), found);
     known[device] = found;  // whoever is here at the same time writes the same
     asked[device].store(true, std::memory_order_release);
   }
@@ -83,12 +93,6 @@ void launch(void (*kernel)(Args, Launch), const Args& args, int64_t seed, int64_
   const OnDevice on(where.device);
   const Device& device = device_of(where.device);
   const Shape shape = shape_of(device, logits, where.ranks);
-  const void* const function = reinterpret_cast<const void*>(kernel);
-  // As much as there is, whatever this row takes: another thread may be about to launch a longer one.
-  check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(device.shared_bytes)),
-        "reserve shared memory");
-  if (shape.ranks > 8)
-    check(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "ask for a large cluster");
   cudaLaunchAttribute cluster;
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim = {unsigned(shape.ranks), 1, 1};
@@ -99,8 +103,7 @@ void launch(void (*kernel)(Args, Launch), const Args& args, int64_t seed, int64_
   config.stream = static_cast<cudaStream_t>(where.stream);
   config.attrs = &cluster;
   config.numAttrs = shape.ranks > 1 ? 1 : 0;
-  check(cudaLaunchKernelEx(&config, kernel, args, Launch{seed, step, shape.threads, shape.ranks, shape.resident}),
-        "launch its kernel");
+  check(cudaLaunchKernelEx(&config, kernel, args, Launch{seed, step, shape.resident}), "launch its kernel");
 }
 
 }  // namespace

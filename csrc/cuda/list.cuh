@@ -13,71 +13,73 @@
 namespace fastdecode {
 namespace cuda {
 
-// 1. How many tokens in all; more than kList: there is no list. `wanted(x)` says who is listed, of groups that reach `bound`.
+// 1. How many tokens in all; more than kList: there is no list. `wanted(x)` says who is listed, of groups that reach `bound`; all
+// logits in [lo, hi] are.
 template <class Wanted>
-FD_DEVICE int64_t list_tokens(Row& row, float bound, Wanted wanted) {
-  const Table& table = row.memory.table;
-  row.listed = 0, row.list_lo = INFINITY, row.list_hi = -INFINITY;
+FD_DEVICE int64_t list_tokens(Team& team, float bound, float lo, float hi, Wanted wanted) {
+  const Slice slice = row().slice;
+  const Memory its = memory();
+  const float* const maxima = its.table.max;
+  int* const places = its.table.place;
   auto mask_of = [&](int g, float (&x)[kEach]) {
-    row.slice.load(g, x);
+    slice.load(g, x);
     uint32_t mine = 0;
 #pragma unroll
     for (int j = 0; j < kEach; ++j) mine |= uint32_t(wanted(x[j])) << j;
     return mine;
   };
-  for (int g = row.slice.first + warp(); g < row.slice.end; g += warps()) {
+  for (int g = slice.first + warp(); g < slice.end; g += warps()) {
     uint32_t n = 0;
     float x[kEach];
-    if (table.max[g] >= bound) n = sum_in_warp(uint32_t(bits_in(mask_of(g, x))));
-    if (lane() < ranks()) of_rank(table.place + g, lane())[0] = int(n);
+    if (maxima[g] >= bound) n = sum_in_warp(uint32_t(bits_in(mask_of(g, x))));
+    if (lane() < ranks()) of_rank(places + g, lane())[0] = int(n);
   }
-  row.team.meet();
+  team.meet();
   // Counts become places.
-  const int per_thread = (row.groups + threads() - 1) / threads(), first = thread() * per_thread;
-  const int end = first + per_thread < row.groups ? first + per_thread : row.groups;
+  const int per_thread = (slice.groups + threads() - 1) / threads(), first = thread() * per_thread;
+  const int end = first + per_thread < slice.groups ? first + per_thread : slice.groups;
   int64_t v[1] = {0};
-  for (int g = first; g < end; ++g) v[0] += table.place[g];
-  row.team.below_in_block(v);
+  for (int g = first; g < end; ++g) v[0] += places[g];
+  team.below_in_block(v);
   for (int g = first; g < end; ++g) {
-    const int n = table.place[g];
-    table.place[g] = int(v[0]), v[0] += n;
+    const int n = places[g];
+    places[g] = int(v[0]), v[0] += n;
   }
-  int64_t all[1] = {first < end && end == row.groups ? v[0] : 0};
-  row.team.over_block(Most(), all);
-  if (all[0] > kList) {
-    row.team.meet();  // before the next gather writes counts where a slower block still reads these
-    return all[0];
-  }
-  for (int g = row.slice.first + warp(); g < row.slice.end; g += warps()) {
-    if (!(table.max[g] >= bound)) continue;
-    float x[kEach];
-    const uint32_t mine = mask_of(g, x);
-    if (!ballot(mine != 0)) continue;
-    const uint32_t below = (1u << lane()) - 1;
-    int at = table.place[g];
+  int64_t all[1] = {first < end && end == slice.groups ? v[0] : 0};
+  team.over_block(Most(), all);
+  const bool fits = all[0] <= kList;
+  if (fits)
+    for (int g = slice.first + warp(); g < slice.end; g += warps()) {
+      if (!(maxima[g] >= bound)) continue;
+      float x[kEach];
+      const uint32_t mine = mask_of(g, x);
+      if (!ballot(mine != 0)) continue;
+      const uint32_t below = (1u << lane()) - 1;
+      int at = places[g];
 #pragma unroll
-    for (int j = 0; j < kEach; ++j) at += bits_in(ballot(mine >> j & 1) & below);
+      for (int j = 0; j < kEach; ++j) at += bits_in(ballot(mine >> j & 1) & below);
 #pragma unroll
-    for (int j = 0; j < kEach; ++j)
-      if (mine >> j & 1) {
-        for (int r = 0; r < ranks(); ++r) {
-          of_rank(row.memory.list.x + at, r)[0] = x[j];
-          of_rank(row.memory.list.id + at, r)[0] = g * kGroupSize + lane() * kEach + j;
+      for (int j = 0; j < kEach; ++j)
+        if (mine >> j & 1) {
+          for (int r = 0; r < ranks(); ++r) {
+            of_rank(its.list.x + at, r)[0] = x[j];
+            of_rank(its.list.id + at, r)[0] = g * kGroupSize + lane() * kEach + j;
+          }
+          ++at;
         }
-        ++at;
-      }
-  }
-  row.team.meet();
-  row.listed = int(all[0]);
+    }
+  team.meet();  // and the next gather writes counts where nobody still reads these
+  change([&](Row& row) {
+    row.forget_list();
+    if (fits) row.listed = int(all[0]), row.list_lo = lo, row.list_hi = hi;
+  });
   return all[0];
 }
 
 // The survivors at or above `bound`.
-FD_CALLED int64_t gather(Row& row, float bound) {
-  const float from = fmaxf(bound, row.bottom()), hi = row.hi;
-  const int64_t all = list_tokens(row, from, [&](float x) { return x >= from && x <= hi; });
-  if (all <= kList) row.list_lo = from, row.list_hi = fminf(hi, row.max);
-  return all;
+FD_CALLED int64_t gather(Team& team, float bound) {
+  const float from = fmaxf(bound, row().bottom()), hi = row().hi;
+  return list_tokens(team, from, from, fminf(hi, row().max), [&](float x) { return x >= from && x <= hi; });
 }
 
 // Keys of listed tokens: all lie in [low, high).
@@ -85,31 +87,34 @@ struct Range {
   uint32_t low, high;
 };
 
-// 2. Of the listed survivors, those with keys from `from` on.
-FD_CALLED Range weigh(Row& row, const Keys& keys, float c, uint32_t from) {
-  const List& list = row.memory.list;
+// 2. Of the listed survivors, those with keys from `from` on. (Also where nothing is being searched: for their sums.)
+FD_CALLED Range weigh(Team& team, Keys keys, float c, uint32_t from) {
+  const List list = memory().list;
+  const float bottom = row().bottom(), hi = row().hi, top = row().top;
+  const int listed = row().listed;
   int64_t v[2] = {0, 0};
   sync_block();
-  for (int i = thread(); i < row.listed; i += threads()) {
-    const float x = list.x[i], y = fminf(row.scaled(x, c), 0.0f);
+  for (int i = thread(); i < listed; i += threads()) {
+    const float x = list.x[i], y = fminf(scaled(x, top, c), 0.0f);
     const uint32_t key = key_of(keys.of(x, y));
-    const bool in = x >= row.bottom() && x <= row.hi && key >= from;
+    const bool in = x >= bottom && x <= hi && key >= from;
     list.key[i] = in ? key : 0;
     list.w[i] = exp2_of(y), list.y[i] = y;
     if (!in) continue;
     v[0] = v[0] > int64_t(key) ? v[0] : int64_t(key);
     v[1] = v[1] > int64_t(~key) ? v[1] : int64_t(~key);
   }
-  row.team.over_block(Most(), v);
+  team.over_block(Most(), v);
   return {~uint32_t(v[1]), uint32_t(v[0]) + 1};
 }
 
 // Sums over what was weighed and has a key in [low, high), by one warp.
-FD_DEVICE Sums sum_of_list(const Row& row, uint32_t low, uint32_t high) {
-  const List& list = row.memory.list;
+FD_DEVICE Sums sum_of_list(uint32_t low, uint32_t high) {
+  const List list = memory().list;
+  const int listed = row().listed;
   double mass = 0, moment = 0;
   uint32_t n = 0;
-  for (int i = lane(); i < row.listed; i += kLanes) {
+  for (int i = lane(); i < listed; i += kLanes) {
     const uint32_t key = list.key[i];
     if (key >= low && key < high) ++n, mass += double(list.w[i]), moment += double(list.w[i]) * double(list.y[i]);
   }
@@ -118,44 +123,46 @@ FD_DEVICE Sums sum_of_list(const Row& row, uint32_t low, uint32_t high) {
 }
 
 // The walk stops at a group of ties with the key `at`, before which it has passed `before` tokens: where the kept ones begin.
-FD_DEVICE uint32_t kept_from(const Cut& cut, uint32_t at, double before) {
+FD_DEVICE uint32_t kept_from(uint32_t at, double before) {
+  const Cut& cut = row().walk.cut;
   // Of a kStopBefore walk, `keep` tokens stay whatever they measure.
   return int(cut.stop) == kStopBefore && before >= double(cut.keep) ? at + 1 : at;
 }
 
-// 3. Where the kept keys begin. The walk stops at a key of `range`; `above` are the sums over larger keys that are not listed.
-FD_CALLED uint32_t search_list(Row& row, const Cut& cut, const Sums& whole, double need, const Sums& above,
-                               Range range) {
-  const List& list = row.memory.list;
+// 3. Where the kept keys begin. The walk stops at a key of `range`; `above` are the sums over larger keys, which are not listed.
+FD_CALLED uint32_t search_list(Team& team, Range range) {
+  const Sums& above = row().walk.above;
+  const uint32_t* const keys = memory().list.key;
+  const int listed = row().listed;
   double before = above.n;  // tokens with keys from range.high on
   while (range.high - range.low > 1) {
     const uint64_t width = range.high - range.low;
     const uint32_t pivot = range.low + uint32_t(width * uint64_t(warp() + 1) / uint64_t(warps() + 1));
-    const Sums part = plus(above, sum_of_list(row, pivot, 0xffffffffu));
-    const bool reached = reaches(cut, part, whole, need);
+    const Sums part = plus(above, sum_of_list(pivot, 0xffffffffu));
+    const bool reached = row().walk.reached(part);
     // Between two pivots the range goes on from its lowest key to its highest, so that rounds depend on tokens, not on floats.
     uint32_t under = 0, not_over = 0;  // the highest key below the pivot; ~ the lowest from it on
-    for (int i = lane(); i < row.listed; i += kLanes) {
-      const uint32_t key = list.key[i];
+    for (int i = lane(); i < listed; i += kLanes) {
+      const uint32_t key = keys[i];
       if (key < pivot)
         under = key > under ? key : under;
       else
         not_over = ~key > not_over ? ~key : not_over;
     }
     under = most_in_warp(under), not_over = most_in_warp(not_over);
-    int64_t (*told)[kSlots] = row.team.mail->part[row.team.block_turn];
+    int64_t (*told)[kSlots] = mail().part[team.block_turn];
     if (lane() == 0)
       told[warp()][0] = reached, told[warp()][1] = int64_t(part.n), told[warp()][2] = under,
       told[warp()][3] = ~not_over;
     sync_block();
-    row.team.block_turn ^= 1;
+    team.block_turn ^= 1;
     int w = warps() - 1;
     while (w >= 0 && !told[w][0]) --w;
     if (w >= 0) range.low = uint32_t(told[w][3]);
     if (w + 1 < warps()) range.high = uint32_t(told[w + 1][2]) + 1, before = double(told[w + 1][1]);
     if (range.high <= range.low) range.high = range.low + 1;  // rounding: the stop is at the lowest key that reached
   }
-  return kept_from(cut, range.low, before);
+  return kept_from(range.low, before);
 }
 
 }  // namespace cuda

@@ -19,39 +19,49 @@ struct LaneSums {
   int n;
 };
 
-FD_DEVICE LaneSums sums_of_lane(const float (&x)[kEach], float ref, float c, float bottom, float hi) {
+// `all`: they all do, so that nobody need ask.
+FD_DEVICE LaneSums sums_of_lane(const float (&x)[kEach], float ref, float c, float bottom, float hi, bool all = false) {
   float w[kEach], m[kEach];
   LaneSums sums{0, 0, 0};
+  if (all) {
 #pragma unroll
-  for (int j = 0; j < kEach; ++j) {
-    const bool in = x[j] >= bottom && x[j] <= hi;
-    const float y = in ? fmaxf((x[j] - ref) * c, kLeast) : kLeast;
-    w[j] = in ? exp2_of(y) : 0.0f;
-    m[j] = w[j] * y;
-    sums.n += in;
+    for (int j = 0; j < kEach; ++j) {
+      const float y = fmaxf((x[j] - ref) * c, kLeast);
+      w[j] = exp2_of(y), m[j] = w[j] * y;
+    }
+    sums.n = kEach;
+  } else {
+#pragma unroll
+    for (int j = 0; j < kEach; ++j) {
+      const bool in = x[j] >= bottom && x[j] <= hi;
+      const float y = in ? fmaxf((x[j] - ref) * c, kLeast) : kLeast;
+      w[j] = in ? exp2_of(y) : 0.0f;
+      m[j] = w[j] * y;
+      sums.n += in;
+    }
   }
   sums.mass = sum_of_8(w), sums.moment = sum_of_8(m);
   return sums;
 }
 
 // Two numbers of each lane, added up over a group and told to every block's table.
-FD_DEVICE void tell(Row& row, int g, double mass, double moment) {
+FD_DEVICE void tell(const Table& table, int g, double mass, double moment) {
   sum_in_warp(&mass, &moment);
   if (lane() >= ranks()) return;
-  of_rank(row.memory.table.mass + g, lane())[0] = mass;
-  of_rank(row.memory.table.moment + g, lane())[0] = moment;
+  of_rank(table.mass + g, lane())[0] = mass;
+  of_rank(table.moment + g, lane())[0] = moment;
 }
 
 // Adds two numbers of each group up, in an order that is always the same: 32 groups in a warp, then those sums in a warp.
 // Every block does it for itself.
 template <class Of>
-FD_DEVICE void sum_of_groups(Row& row, Of of, double* a, double* b) {
-  double (*chunk)[kMaxGroups / kLanes] = row.team.mail->chunk;
-  const int chunks = (row.groups + kLanes - 1) / kLanes;
+FD_DEVICE void sum_of_groups(Team& team, Of of, double* a, double* b) {
+  double (*chunk)[kMaxGroups / kLanes] = mail().chunk;
+  const int groups = row().slice.groups, chunks = (groups + kLanes - 1) / kLanes;
   for (int k = warp(); k < chunks; k += warps()) {
     const int g = k * kLanes + lane();
     *a = *b = 0;
-    if (g < row.groups) of(g, a, b);
+    if (g < groups) of(g, a, b);
     sum_in_warp(a, b);
     if (lane() < 2) chunk[lane()][k] = lane() ? *b : *a;
   }
@@ -64,18 +74,19 @@ FD_DEVICE void sum_of_groups(Row& row, Of of, double* a, double* b) {
     if (k < chunks) *a += chunk[0][k], *b += chunk[1][k];
   }
   sum_in_warp(a, b);
-  row.team.table_in_use = true;
+  team.table_in_use = true;
   sync_block();  // before chunk is written again
 }
 
 // The sums in the table, relative to the top of the row.
-FD_CALLED Sums sum_of_table(Row& row, float c, double n) {
-  const Table& table = row.memory.table;
+FD_CALLED Sums sum_of_table(Team& team, float c, double n) {
+  const Table table = memory().table;
+  const float hi = row().hi, top = row().top;
   double mass, moment;
   sum_of_groups(
-      row,
+      team,
       [&](int g, double* a, double* b) {
-        const float y = row.scaled(fminf(table.max[g], row.hi), c);
+        const float y = scaled(fminf(table.max[g], hi), top, c);
         const double f = double(exp2_of(y));
         if (table.mass[g] > 0) *a = table.mass[g] * f, *b = (table.moment[g] + table.mass[g] * double(y)) * f;
       },
@@ -83,10 +94,15 @@ FD_CALLED Sums sum_of_table(Row& row, float c, double n) {
   return sums_of(n, mass, moment * kLn2);
 }
 
-// 1. c = 0: no sums. False: the row cannot be sampled, and *status says why.
-FD_CALLED bool open_once(Row& row, float c, int64_t* nan, int64_t* inf) {
+struct Specials {
+  int64_t nan, inf;
+};
+
+// 1. c = 0: no sums.
+FD_CALLED Specials open_once(Team& team, float c) {
   constexpr int kAhead = 4;  // groups in flight
-  Slice& slice = row.slice;
+  const Slice slice = row().slice;
+  const Table table = memory().table;
   uint32_t most = 0;
   float lowest = INFINITY;
   int dead = 0, nans = 0, infs = 0;
@@ -104,89 +120,100 @@ FD_CALLED bool open_once(Row& row, float c, int64_t* nan, int64_t* inf) {
       if (!slice.overflow) slice.hold(g, raw[k]);
       float x[kEach];
       slice.unpack(raw[k], x);
-      float largest = -INFINITY;
+      float largest = x[0];
 #pragma unroll
-      for (int j = 0; j < kEach; ++j) {
-        largest = fmaxf(largest, x[j]);
-        lowest = fminf(lowest, x[j] > -INFINITY ? x[j] : INFINITY);
-        nans += x[j] != x[j], infs += x[j] == INFINITY, dead += x[j] == -INFINITY;
+      for (int j = 1; j < kEach; ++j) largest = fmaxf(largest, x[j]);
+      // Where the sum is a number, all 8 are; only of those few others need anybody count what they are.
+      const bool plain = fabsf(sum_of_8(x)) < INFINITY;
+      if (plain) {
+#pragma unroll
+        for (int j = 0; j < kEach; ++j) lowest = fminf(lowest, x[j]);
+      } else {
+#pragma unroll
+        for (int j = 0; j < kEach; ++j) {
+          lowest = fminf(lowest, x[j] > -INFINITY ? x[j] : INFINITY);
+          nans += x[j] != x[j], infs += x[j] == INFINITY, dead += x[j] == -INFINITY;
+        }
+        if (!(largest == largest)) largest = -INFINITY;  // all 8 are NaN
       }
       const uint32_t key = most_in_warp(key_of(largest));
       most = key > most ? key : most;
       largest = float_of_key(key);
-      if (lane() < ranks()) of_rank(row.memory.table.max + g, lane())[0] = largest;
+      if (lane() < ranks()) of_rank(table.max + g, lane())[0] = largest;
       if (c == 0) continue;
       LaneSums sums{0, 0, 0};
-      if (largest >= kLowest && largest < INFINITY) sums = sums_of_lane(x, largest, c, kLowest, INFINITY);
-      tell(row, g, double(sums.mass), double(sums.moment));
+      if (largest >= kLowest && largest < INFINITY) sums = sums_of_lane(x, largest, c, kLowest, INFINITY, plain);
+      tell(table, g, double(sums.mass), double(sums.moment));
     }
   }
   const int64_t held = int64_t(slice.end > slice.first ? slice.end - slice.first : 0) * kGroupSize;
   int64_t v[5] = {(thread() == 0 ? held : 0) - dead, nans, infs, most, int64_t(~key_of(lowest))};
-  row.team.over_cluster(SumThenMost<3>(), v);
-  row.alive = row.n = v[0], *nan = v[1], *inf = v[2];
-  row.max = row.top = float_of_key(uint32_t(v[3]));
-  row.lowest = float_of_key(~uint32_t(v[4]));
-  return v[0] > 0;
+  team.over_cluster(SumThenMost<3>(), v);
+  change([&](Row& row) {
+    row.alive = v[0];
+    row.max = float_of_key(uint32_t(v[3])), row.lowest = float_of_key(~uint32_t(v[4]));
+    row.whole_c = 0, row.ln_raw = NAN;
+    row.reopen();
+    if (v[2] > 0) row.slice.overflow = true;  // those tokens share all the mass: 0 there, nothing elsewhere
+  });
+  return {v[1], v[2]};
 }
 
-FD_DEVICE Status open(Row& row, float c) {
-  row.lo = -INFINITY, row.hi = INFINITY;
-  row.listed = 0, row.list_lo = INFINITY, row.list_hi = -INFINITY;
-  row.sums_c = row.masses_c = row.whole_c = 0;
-  int64_t nan, inf;
-  bool some = open_once(row, c, &nan, &inf);
-  if (nan) return kNan;
-  if (inf) {  // those tokens share all the mass: 0 there, nothing elsewhere
-    row.slice.overflow = true;
-    some = open_once(row, c, &nan, &inf);
-  }
-  if (!some) return kEmpty;
+FD_CALLED Status open(Team& team, float c) {
+  const Specials specials = open_once(team, c);
+  if (specials.nan) return kNan;
+  if (specials.inf) open_once(team, c);
+  if (row().alive == 0) return kEmpty;
   if (c == 0) return kOk;
-  row.sums = row.whole = sum_of_table(row, c, double(row.n));
-  row.sums_c = row.whole_c = row.masses_c = c;
+  const Sums sums = sum_of_table(team, c, double(row().n));
+  change([&](Row& row) { row.sums = row.whole = sums, row.sums_c = row.whole_c = row.masses_c = c; });
   return kOk;
 }
 
 // 2. Sums over the survivors, into the table and added up.
-FD_CALLED Sums pass_of_sums(Row& row, float c) {
-  const float bottom = row.bottom();
+FD_CALLED Sums pass_of_sums(Team& team, float c) {
+  const Slice slice = row().slice;
+  const Table table = memory().table;
+  const float bottom = row().bottom(), hi = row().hi;
+  const bool open = row().open();
   int64_t v[1] = {0};
-  row.team.await_table();
-  for (int g = row.slice.first + warp(); g < row.slice.end; g += warps()) {
-    const float largest = row.memory.table.max[g];
+  team.await_table();
+  for (int g = slice.first + warp(); g < slice.end; g += warps()) {
+    const float largest = table.max[g];
     LaneSums sums{0, 0, 0};
     if (largest >= bottom) {
       float x[kEach];
-      row.slice.load(g, x);
-      sums = sums_of_lane(x, fminf(largest, row.hi), c, bottom, row.hi);
+      slice.load(g, x);
+      const bool plain = open && fabsf(sum_of_8(x)) < INFINITY;
+      sums = sums_of_lane(x, fminf(largest, hi), c, bottom, hi, plain);
       v[0] += sums.n;
     }
-    tell(row, g, double(sums.mass), double(sums.moment));
+    tell(table, g, double(sums.mass), double(sums.moment));
   }
-  row.team.over_cluster(Sum(), v);
-  return sum_of_table(row, c, double(v[0]));
+  team.over_cluster(Sum(), v);
+  return sum_of_table(team, c, double(v[0]));
 }
 
-// 3. In logits: of x - top, and of exp(2 y) relative to the top.
+// 3. In logits: of x - top, and of its square; `of_masses`: of exp(2 y) relative to the top, instead of the square.
 struct Spread {
-  double n, sum, squares, mass2;
+  double n, sum, squares;
 };
 
-FD_CALLED void pass_of_spread(Row& row, float c, bool of_masses, double* n, double* a, double* b) {
-  const float bottom = row.bottom();
-  const Table& table = row.memory.table;
+FD_CALLED Spread pass_of_spread(Team& team, float c, bool of_masses) {
+  const Slice slice = row().slice;
+  const Table table = memory().table;
+  const float bottom = row().bottom(), hi = row().hi, top = row().top;
   int64_t v[1] = {0};
-  row.team.await_table();
-  for (int g = row.slice.first + warp(); g < row.slice.end; g += warps()) {
+  team.await_table();
+  for (int g = slice.first + warp(); g < slice.end; g += warps()) {
     double sum = 0, squares = 0;
     if (table.max[g] >= bottom) {
       float x[kEach], d[kEach], d2[kEach];
-      row.slice.load(g, x);
+      slice.load(g, x);
 #pragma unroll
       for (int j = 0; j < kEach; ++j) {
-        const bool in = x[j] >= bottom && x[j] <= row.hi;
-        d[j] = in ? x[j] - row.top : 0.0f;
+        const bool in = x[j] >= bottom && x[j] <= hi;
+        d[j] = in ? x[j] - top : 0.0f;
         d2[j] = !of_masses ? d[j] * d[j] : in ? exp2_of(fmaxf(d[j] * (2 * c), kLeast)) : 0.0f;
         v[0] += in;
       }
@@ -195,25 +222,19 @@ FD_CALLED void pass_of_spread(Row& row, float c, bool of_masses, double* n, doub
         sum = squares = 0;
 #pragma unroll
         for (int j = 0; j < kEach; ++j) {
-          const double e = x[j] >= bottom && x[j] <= row.hi ? double(x[j]) - double(row.top) : 0.0;
+          const double e = x[j] >= bottom && x[j] <= hi ? double(x[j]) - double(top) : 0.0;
           sum += e, squares += e * e;
         }
       }
     }
-    tell(row, g, sum, squares);
+    tell(table, g, sum, squares);
   }
-  row.masses_c = 0;
-  row.team.over_cluster(Sum(), v);
-  *n = double(v[0]);
+  team.over_cluster(Sum(), v);
+  Spread spread{double(v[0]), 0, 0};
   sum_of_groups(
-      row, [&](int g, double* sum, double* squares) { *sum = table.mass[g], *squares = table.moment[g]; }, a, b);
-}
-
-FD_DEVICE Spread spread_of(Row& row, float c, bool wants_sd, bool wants_p2) {
-  Spread spread{0, 0, 0, 0};
-  double n, sum;
-  if (wants_sd) pass_of_spread(row, c, false, &spread.n, &spread.sum, &spread.squares);
-  if (wants_p2) pass_of_spread(row, c, true, &n, &sum, &spread.mass2);
+      team, [&](int g, double* sum, double* squares) { *sum = table.mass[g], *squares = table.moment[g]; }, &spread.sum,
+      &spread.squares);
+  change([](Row& row) { row.masses_c = 0; });
   return spread;
 }
 

@@ -12,42 +12,51 @@ namespace fastdecode {
 namespace cuda {
 
 // measure: sums over the survivors.
-FD_CALLED Sums sums_at(Row& row, float c) {
-  if (row.sums_c == c) return row.sums;
-  if (row.list_covers()) {
-    weigh(row, {true, 0}, c, 1);
-    row.sums = sum_of_list(row, 1, 0xffffffffu);
+FD_CALLED Sums sums_at(Team& team, float c) {
+  if (row().sums_c == c) return row().sums;
+  const bool listed = row().list_covers();
+  Sums sums;
+  if (listed) {
+    weigh(team, {true, 0}, c, 1);
+    sums = sum_of_list(1, 0xffffffffu);
   } else {
-    row.sums = pass_of_sums(row, c);
-    row.masses_c = c;
+    sums = pass_of_sums(team, c);
   }
-  row.n = int64_t(row.sums.n), row.sums_c = c;
-  if (row.open()) row.whole = row.sums, row.whole_c = c;
-  return row.sums;
+  change([&](Row& row) {
+    row.sums = sums, row.n = int64_t(sums.n), row.sums_c = c;
+    if (!listed) row.masses_c = c;
+    if (row.open()) row.whole = sums, row.whole_c = c;
+  });
+  return sums;
 }
 
 // The same, with the masses of their groups in the table: for the draw.
-FD_CALLED Sums masses_at(Row& row, float c) {
-  if (row.masses_c == c) return sums_at(row, c);
-  row.sums = pass_of_sums(row, c);
-  row.n = int64_t(row.sums.n), row.sums_c = row.masses_c = c;
-  return row.sums;
+FD_CALLED Sums masses_at(Team& team, float c) {
+  if (row().masses_c == c) return sums_at(team, c);
+  const Sums sums = pass_of_sums(team, c);
+  change([&](Row& row) { row.sums = sums, row.n = int64_t(sums.n), row.sums_c = row.masses_c = c; });
+  return sums;
 }
 
 // Sums over the whole row, whatever survives.
-FD_CALLED Sums whole_at(Row& row, float c) {
-  if (row.whole_c == c) return row.whole;
-  const float lo = row.lo, hi = row.hi, top = row.top;
-  row.lo = -INFINITY, row.hi = INFINITY, row.top = row.max;
-  row.whole = pass_of_sums(row, c), row.whole_c = c;
-  row.lo = lo, row.hi = hi, row.top = top;
-  row.masses_c = 0;
-  return row.whole;
+FD_CALLED Sums whole_at(Team& team, float c) {
+  if (row().whole_c == c) return row().whole;
+  const float lo = row().lo, hi = row().hi, top = row().top;
+  change([](Row& row) { row.lo = -INFINITY, row.hi = INFINITY, row.top = row.max; });
+  const Sums whole = pass_of_sums(team, c);
+  change(
+      [&](Row& row) { row.whole = whole, row.whole_c = c, row.masses_c = 0, row.lo = lo, row.hi = hi, row.top = top; });
+  return whole;
 }
 
-FD_DEVICE double count(Row& row) {
-  if (row.n < 0) sums_at(row, scale_of(1));
-  return double(row.n);
+// The survivors become those in [lo, hi] that there are.
+FD_DEVICE void narrow(float lo, float hi) {
+  change([&](Row& row) { row.narrow(lo, hi); });
+}
+
+FD_DEVICE double count(Team& team) {
+  if (row().n < 0) sums_at(team, scale_of(1));
+  return double(row().n);
 }
 
 FD_DEVICE Cut first_tokens(double rank) {
@@ -58,71 +67,76 @@ FD_DEVICE Cut first_tokens(double rank) {
 }
 
 // The rank-th largest logit of the survivors, or -inf if there are fewer.
-FD_CALLED float nth_largest(Row& row, double rank) {
-  const double n = count(row);
+FD_CALLED float nth_largest(Team& team, double rank) {
+  const double n = count(team);
   if (n < rank) return -INFINITY;
   Sums whole;
   whole.n = n;
-  const uint32_t from = edge_of(row, first_tokens(rank), whole, {true, 0}, scale_of(1));
+  const uint32_t from = edge_of(team, first_tokens(rank), whole, {true, 0}, scale_of(1));
   return from ? float_of_key(from) : -INFINITY;
 }
 
-FD_CALLED float floor_edge(Row& row, const Cut& cut) {
+// Where a floor cuts: the smallest logit that it keeps.
+FD_CALLED float floor_edge(Team& team) {
+  const Cut& cut = row().cut;
   const double t = cut.temperature;
   const float c = scale_of(t);
   Whole whole;
   double mass = 0;
   if (wants_sums(cut)) {
-    const Sums sums = sums_at(row, c);
+    const Sums sums = sums_at(team, c);
     mass = sums.mass;
     whole.ln_mass = log(mass);
     whole.entropy = entropy_of(sums);
   }
-  if (cut.w_sd != 0 || cut.w_p2 != 0) {
-    const Spread spread = spread_of(row, c, cut.w_sd != 0, cut.w_p2 != 0);
+  if (cut.w_sd != 0) {
+    const Spread spread = pass_of_spread(team, c, false);
     const double squares = spread.squares - spread.sum * spread.sum / spread.n;
     whole.sd = spread.n > 1 ? sqrt(fmax(squares, 0.0) / (spread.n - 1)) / t : 0.0;
-    if (cut.w_p2 != 0) whole.ln_p2 = log(spread.mass2) - 2 * log(mass);
   }
-  const double edge = double(row.top) + t * floor_of(cut, whole);
+  if (cut.w_p2 != 0) whole.ln_p2 = log(pass_of_spread(team, c, true).squares) - 2 * log(mass);
+  const double edge = double(row().top) + t * floor_of(cut, whole);
   float lo = float(edge);
   if (double(lo) < edge) lo = nextafterf(lo, INFINITY);
-  return cut.keep > 1 ? fminf(lo, nth_largest(row, cut.keep)) : lo;
+  return cut.keep > 1 ? fminf(lo, nth_largest(team, cut.keep)) : lo;
 }
 
 // narrow: to the lowest and the highest logit among survivors with keys from `from` on.
-FD_CALLED void narrow_to_keys(Row& row, const Keys& keys, float c, uint32_t from) {
+FD_CALLED void narrow_to_keys(Team& team, Keys keys, float c, uint32_t from) {
+  const float bottom = row().bottom(), hi = row().hi, top = row().top;
   int64_t v[2] = {0, 0};
   auto look = [&](float x) {
-    const float y = fminf(row.scaled(x, c), 0.0f);
-    if (!(x >= row.bottom() && x <= row.hi) || key_of(keys.of(x, y)) < from) return;
+    const float y = fminf(scaled(x, top, c), 0.0f);
+    if (!(x >= bottom && x <= hi) || key_of(keys.of(x, y)) < from) return;
     const int64_t up = int64_t(key_of(x)), down = int64_t(~key_of(x));
     v[0] = v[0] > up ? v[0] : up, v[1] = v[1] > down ? v[1] : down;
   };
-  if (row.list_covers()) {
-    for (int i = thread(); i < row.listed; i += threads()) look(row.memory.list.x[i]);
-    row.team.over_block(Most(), v);
+  if (row().list_covers()) {
+    for (int i = thread(); i < row().listed; i += threads()) look(memory().list.x[i]);
+    team.over_block(Most(), v);
   } else {
-    row.each_group(row.bottom(), [&](int, const float (&x)[kEach]) {
+    each_group(bottom, [&](int, const float (&x)[kEach]) {
 #pragma unroll
       for (int j = 0; j < kEach; ++j) look(x[j]);
     });
-    row.team.over_cluster(Most(), v);
+    team.over_cluster(Most(), v);
   }
-  row.narrow(float_of_key(~uint32_t(v[1])), float_of_key(uint32_t(v[0])));
+  narrow(float_of_key(~uint32_t(v[1])), float_of_key(uint32_t(v[0])));
 }
 
 // Only the `within` largest exist for this cut; of a straddling group of ties, its share.
-FD_CALLED void prefix_within(Row& row, const Cut& cut, float c) {
-  const float boundary = nth_largest(row, cut.within);
-  row.narrow(boundary, INFINITY);
-  const Sums all = sums_at(row, c);
+FD_CALLED void prefix_within(Team& team) {
+  const Cut& cut = row().cut;
+  const float c = scale_of(cut.temperature);
+  const float boundary = nth_largest(team, cut.within);
+  narrow(boundary, INFINITY);
+  const Sums all = sums_at(team, c);
   // First without the group of ties at the boundary: nothing else counts for a share.
-  const float hi = row.hi;
+  const float hi = row().hi;
   Sums over;  // all but those
-  if (boundary < row.top) {
-    row.narrow(float_of_key(key_of(boundary) + 1), INFINITY);
-    over = sums_at(row, c);
+  if (boundary < row().top) {
+    narrow(float_of_key(key_of(boundary) + 1), INFINITY);
+    over = sums_at(team, c);
   }
   const double share = (double(cut.within) - over.n) / (all.n - over.n);
   Sums whole = all;
@@ -130,51 +144,42 @@ FD_CALLED void prefix_within(Row& row, const Cut& cut, float c) {
   const double need = needed(cut, whole);
   uint32_t from = key_of(boundary);
   if (over.n > 0 && reaches(cut, over, whole, need)) {
-    from = edge_of(row, cut, whole, {true, 0}, c);
+    from = edge_of(team, cut, whole, {true, 0}, c);
     if (from == 0) from = key_of(boundary) + 1;
   } else if (over.n > 0) {
     Sums through = whole;
     through.n = all.n;
     if (int(cut.stop) == kStopBefore && stops(cut, over, through, whole, need)) from = key_of(boundary) + 1;
   }
-  row.lo = boundary, row.hi = hi;
-  row.narrow(float_of_key(from), INFINITY);
+  change([&](Row& row) { row.lo = boundary, row.hi = hi; });
+  narrow(float_of_key(from), INFINITY);
 }
 
-FD_CALLED void prefix(Row& row, const Cut& cut) {
+FD_CALLED void prefix(Team& team) {
+  const Cut& cut = row().cut;
   const bool by_count = int(cut.measure) == kCount;
-  const bool all_exist = cut.within == INFINITY || !(double(cut.within) < count(row));
-  if (all_exist && (cut.need == INFINITY || (by_count && row.n >= 0 && double(cut.need) >= double(row.n)))) return;
+  const bool all_exist = cut.within == INFINITY || !(double(cut.within) < count(team));
+  if (all_exist && (cut.need == INFINITY || (by_count && row().n >= 0 && double(cut.need) >= double(row().n)))) return;
+  if (!all_exist) return prefix_within(team);
   const float c = scale_of(cut.temperature);
-  if (!all_exist) return prefix_within(row, cut, c);
   Sums whole;
-  whole.n = double(row.n);
-  if (wants_sums(cut)) whole = sums_at(row, c);
+  whole.n = double(row().n);
+  if (wants_sums(cut)) whole = sums_at(team, c);
   Keys keys{int(cut.order) == kByLogit, 0};
   if (!keys.by_logit) keys.centre = float(whole.moment / whole.mass / kLn2);
-  const uint32_t from = edge_of(row, cut, whole, keys, c);
+  const uint32_t from = edge_of(team, cut, whole, keys, c);
   if (from == 0) return;
   if (keys.by_logit)
-    row.narrow(float_of_key(from), INFINITY);
+    narrow(float_of_key(from), INFINITY);
   else
-    narrow_to_keys(row, keys, c, from);
-}
-
-// A greedy row has nothing left to cut.
-FD_DEVICE void run(Row& row, const Cut& cut) {
-  if (cut.temperature == 0 || row.n == 1) return;
-  if (int(cut.kind) == kFloor)
-    row.narrow(floor_edge(row, cut), INFINITY);
-  else
-    prefix(row, cut);
+    narrow_to_keys(team, keys, c, from);
 }
 
 // The scale of the first sums that a plan asks for: they come out of the read. 0: none.
-FD_DEVICE float first_scale(const Cut* cuts, int count, bool samples) {
+FD_DEVICE float first_scale(const Cut* cuts, bool samples) {
   const Cut& first = cuts[0];
   const bool is_draw = int(first.kind) == kDraw;
   const bool wanted = is_draw ? samples : wants_sums(first) && (int(first.kind) == kFloor || first.need != INFINITY);
-  (void)count;
   return wanted && first.temperature != 0 ? scale_of(first.temperature) : 0;
 }
 

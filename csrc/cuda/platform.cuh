@@ -22,7 +22,7 @@
 #define FD_MEMBER __device__ __forceinline__
 #define FD_CALLED static __device__ __noinline__
 #define FD_DECLARED static __device__
-#define FD_BOTH inline __host__ __device__
+#define FD_BOTH __host__ __device__ __forceinline__
 
 namespace fastdecode {
 namespace cuda {
@@ -129,8 +129,8 @@ FD_DEVICE void store_chunk(void* aligned, Chunk c) {
 }
 
 FD_DEVICE char* shared_memory() {
-  extern __shared__ __align__(16) char memory[];
-  return memory;
+  extern __shared__ __align__(16) char of_block[];
+  return of_block;
 }
 
 FD_BOTH void guard(void*, int64_t) {}

@@ -1,5 +1,7 @@
 // What: one row as its threads know it, and how its shared memory is laid out.
-// Contract: everything in Row is the same in all threads of the cluster but the slice.
+// Contract: a block's threads see one Row, in its shared memory; it says the same in all blocks of the cluster, but for the slice.
+//   It changes between two barriers, by the hand of one thread: `change`. (As a variable of each thread it would be local memory:
+//   for 512 threads more than what shared memory leaves of an L1 cache.)
 // Idea: survivors are the logits in [lo, hi]; the table has a few numbers for each group of 256 tokens, and every block has
 //   the whole table: what is decided by groups needs no talk. The list has a few tokens of interest, again in every block.
 // Who does what: see team.cuh. Numbers: sums are relative to the largest survivor, in a group to the smaller of hi and its maximum.
@@ -36,39 +38,120 @@ struct Bins {
   uint32_t* all;   // [2][kBins], of the cluster
 };
 
-// Hands out shared memory, or counts the bytes if it starts at null.
+// Hands out shared memory, or counts the bytes if it starts at null. `watched`: what lies between the arrays may not be written
+// from now on.
 struct Room {
   char* base;
   int64_t used;
+  bool watched;
   template <class T>
   FD_BOTH T* take(int64_t n) {
     const int64_t start = used;
     used += (n * int64_t(sizeof(T)) + 15) / 16 * 16 + kGap;
-    if (!base) return nullptr;
-    guard(base + start + n * int64_t(sizeof(T)), used - start - n * int64_t(sizeof(T)));
+    if (watched) guard(base + start + n * int64_t(sizeof(T)), used - start - n * int64_t(sizeof(T)));
     return reinterpret_cast<T*>(base + start);
+  }
+};
+
+// What tokens are ordered by, at a scale: their logit, or how near they are to the centre of a typicality order.
+struct Keys {
+  bool by_logit;
+  float centre;
+  FD_MEMBER float of(float x, float y) const { return by_logit ? x : -fabsf(y - centre); }
+};
+
+// A prefix that is being searched for its edge: the cut, the sums over all survivors, what it must reach; and the sums over what is
+// known to be kept.
+struct Walk {
+  Cut cut;
+  Sums whole, above;
+  double need;
+  Keys keys;
+  float c;
+
+  FD_MEMBER bool by_count() const { return int(cut.measure) == kCount; }
+  FD_MEMBER bool reached(const Sums& part) const { return reaches(cut, part, whole, need); }
+};
+
+struct Row {
+  Slice slice;
+  float max, lowest;  // of the row, above -inf
+  float lo, hi, top;  // the survivors are the logits in [lo, hi], of which `top` is the largest
+  int64_t alive, n;   // tokens above -inf; survivors, -1: not counted yet
+  int listed;         // tokens on the list: those in [list_lo, list_hi]
+  float list_lo, list_hi;
+  Sums sums, whole;       // over the survivors, over the row;
+  float sums_c, whole_c;  // the scales they are at, 0: none
+  float masses_c;         // of the table's masses
+  double ln_raw;          // ln of the row's mass at temperature 1, NaN: not known
+  double scaled_mass;     // the row's mass at the plan's own temperature, where statistics ask for it
+  int64_t seed, step;     // those of the launch
+  int turn;               // which of several temperatures it is at
+  Cut cut;                // and at which cut of the plan
+  Walk walk;
+
+  FD_MEMBER float bottom() const { return fmaxf(lo, kLowest); }
+  FD_MEMBER bool open() const { return lo == -INFINITY && hi == INFINITY; }
+  FD_MEMBER bool list_covers() const { return list_lo <= bottom() && fminf(hi, max) <= list_hi; }
+
+  // The list holds nothing that anybody could rely on.
+  FD_MEMBER void forget_list() { listed = 0, list_lo = INFINITY, list_hi = -INFINITY; }
+
+  // All that is not -inf survives, and no sums are known.
+  FD_MEMBER void reopen() {
+    lo = -INFINITY, hi = INFINITY, top = max, n = alive, sums_c = masses_c = 0;
+    forget_list();
+  }
+
+  // The survivors are others now.
+  FD_MEMBER void narrow(float new_lo, float new_hi) {
+    lo = fmaxf(lo, new_lo), hi = fminf(hi, new_hi), top = fminf(top, hi);
+    n = -1, sums_c = masses_c = 0;
   }
 };
 
 struct Memory {
   Mailbox* mail;
-  Table table;
+  Row* row;
   List list;
   Bins bins;
+  Table table;
   char* held;
 };
 
+// First what lies at a place known to the compiler.
 FD_BOTH Memory lay_out(Room& room, int groups, int64_t held_bytes) {
   Memory m;
   m.mail = room.take<Mailbox>(1);
-  m.table = {room.take<float>(groups), room.take<double>(groups), room.take<double>(groups), room.take<int>(groups)};
+  m.row = room.take<Row>(1);
   m.bins = {room.take<uint32_t>(2 * kBins), room.take<uint32_t>(2 * kBins)};
   uint32_t* const words = m.bins.mine;
   m.list = {room.take<float>(kList), reinterpret_cast<int32_t*>(words), words + kList,
             reinterpret_cast<float*>(m.bins.all), reinterpret_cast<float*>(m.bins.all) + kList};
   static_assert(kBins == kList, "the list lies where the bins do");
-  m.held = held_bytes ? room.take<char>(held_bytes) : nullptr;
+  m.table = {room.take<float>(groups), room.take<double>(groups), room.take<double>(groups), room.take<int>(groups)};
+  m.held = room.take<char>(held_bytes);
   return m;
+}
+
+FD_DEVICE Row& row_to_change() {
+  Room room{shared_memory(), 0, false};
+  return *lay_out(room, 0, 0).row;
+}
+
+FD_DEVICE const Row& row() { return row_to_change(); }
+
+FD_DEVICE Memory memory() {
+  Room room{shared_memory(), 0, false};
+  return lay_out(room, row().slice.groups, 0);
+}
+
+// Who has read the row before has read what it was, who reads it after reads what it is.
+template <class How>
+FD_DEVICE void change(How how) {
+  sync_block();
+  if (thread() == 0) how(row_to_change());
+  sync_block();
 }
 
 FD_DEVICE Sums sums_of(double n, double mass, double moment) {
@@ -83,51 +166,22 @@ FD_DEVICE float scale_of(double temperature) {
   return float(fmin(1.0 / (temperature * kLn2), 3.402823466e38));  // what is hotter or colder yet is all the same
 }
 
-// What tokens are ordered by, at a scale: their logit, or how near they are to the centre of a typicality order.
-struct Keys {
-  bool by_logit;
-  float centre;
-  FD_MEMBER float of(float x, float y) const { return by_logit ? x : -fabsf(y - centre); }
-};
+// (x - top) c: finite, so that a weight of 0 times it is 0; not cut off where weights end, because a typicality tells keys apart
+// below.
+FD_DEVICE float scaled(float x, float top, float c) { return fmaxf((x - top) * c, kLowest); }
 
-struct Row {
-  Team team;
-  Slice slice;
-  Memory memory;
-  int groups;
-
-  float max, lowest;  // of the row, above -inf
-  float lo, hi, top;  // the survivors are the logits in [lo, hi], of which `top` is the largest
-  int64_t alive, n;   // tokens above -inf; survivors, -1: not counted yet
-  int listed;         // tokens on the list: those in [list_lo, list_hi]
-  float list_lo, list_hi;
-  Sums sums, whole;       // over the survivors, over the row;
-  float sums_c, whole_c;  // the scales they are at, 0: none
-  float masses_c;         // of the table's masses
-
-  FD_MEMBER float bottom() const { return fmaxf(lo, kLowest); }
-  FD_MEMBER bool open() const { return lo == -INFINITY && hi == INFINITY; }
-  FD_MEMBER bool list_covers() const { return list_lo <= bottom() && fminf(hi, max) <= list_hi; }
-  // Finite, so that a weight of 0 times it is 0; not cut off where weights end, because a typicality tells keys apart below.
-  FD_MEMBER float scaled(float x, float c) const { return fmaxf((x - top) * c, kLowest); }
-
-  // Calls look(g, x) for each of this warp's groups that may hold a logit at or above `bound`.
-  template <class Look>
-  FD_MEMBER void each_group(float bound, Look look) const {
-    for (int g = slice.first + warp(); g < slice.end; g += warps()) {
-      if (!(memory.table.max[g] >= bound)) continue;
-      float x[kEach];
-      slice.load(g, x);
-      look(g, x);
-    }
+// Calls look(g, x) for each of this warp's groups that may hold a logit at or above `bound`.
+template <class Look>
+FD_DEVICE void each_group(float bound, Look look) {
+  const Slice slice = row().slice;
+  const float* const maxima = memory().table.max;
+  for (int g = slice.first + warp(); g < slice.end; g += warps()) {
+    if (!(maxima[g] >= bound)) continue;
+    float x[kEach];
+    slice.load(g, x);
+    look(g, x);
   }
-
-  // The survivors are others now.
-  FD_MEMBER void narrow(float new_lo, float new_hi) {
-    lo = fmaxf(lo, new_lo), hi = fminf(hi, new_hi), top = fminf(top, hi);
-    n = -1, sums_c = masses_c = 0;
-  }
-};
+}
 
 }  // namespace cuda
 }  // namespace fastdecode

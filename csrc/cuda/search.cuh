@@ -48,24 +48,25 @@ FD_DEVICE Binning bins_of(bool linear, uint32_t low, uint32_t high) {
 }
 
 // The bin of the bracket in which the walk seems to stop.
-FD_CALLED int guess(Row& row, const Cut& cut, const Sums& whole, double need, const Keys& keys, float c,
-                    const Binning& bin, uint32_t low, const Sums& above) {
-  row.listed = 0, row.list_lo = INFINITY, row.list_hi = -INFINITY;  // the bins lie there
-  sync_block();
-  uint32_t* const mine = row.memory.bins.mine;
-  uint32_t* const all = row.memory.bins.all;
+FD_CALLED int guess(Team& team, Binning bin, uint32_t low) {
+  change([](Row& row) { row.forget_list(); });  // the bins lie there
+  uint32_t* const mine = memory().bins.mine;
+  uint32_t* const all = memory().bins.all;
   for (int b = thread(); b < 2 * kBins; b += threads()) mine[b] = 0;
   sync_block();
-  const bool by_count = int(cut.measure) == kCount, moments = !by_count && int(cut.measure) != kMass;
-  const float unit = float(2147483648.0 / whole.mass);
-  const float moment_unit = whole.moment < 0 ? float(2147483648.0 * kLn2 / -whole.moment) : 0.0f;
-  const float bottom = row.bottom();
-  row.each_group(keys.by_logit ? fmaxf(bottom, float_of_key(low)) : bottom, [&](int, const float (&x)[kEach]) {
+  const Walk& walk = row().walk;
+  const bool by_count = walk.by_count(), moments = measures_moment(walk.cut);
+  const float unit = float(2147483648.0 / walk.whole.mass);
+  const float moment_unit = walk.whole.moment < 0 ? float(2147483648.0 * kLn2 / -walk.whole.moment) : 0.0f;
+  const Keys keys = walk.keys;
+  const float c = walk.c;
+  const float bottom = row().bottom(), hi = row().hi, top = row().top;
+  each_group(keys.by_logit ? fmaxf(bottom, float_of_key(low)) : bottom, [&](int, const float (&x)[kEach]) {
 #pragma unroll
     for (int j = 0; j < kEach; ++j) {
-      const float y = row.scaled(x[j], c);
+      const float y = scaled(x[j], top, c);
       const uint32_t key = key_of(keys.of(x[j], y));
-      if (!(x[j] >= bottom && x[j] <= row.hi) || key < low || key >= bin.high) continue;
+      if (!(x[j] >= bottom && x[j] <= hi) || key < low || key >= bin.high) continue;
       const int b = bin.of(key);
       const float w = by_count ? 0.0f : exp2_of(y);
       const uint32_t share = by_count ? 1u : uint32_t(w * unit + 0.5f);
@@ -76,7 +77,7 @@ FD_CALLED int guess(Row& row, const Cut& cut, const Sums& whole, double need, co
       }
     }
   });
-  row.team.meet();
+  team.meet();
   for (int b = thread(); b < (moments ? 2 : 1) * kBins; b += threads()) {
     uint32_t sum = 0;
     for (int r = 0; r < ranks(); ++r) sum += of_rank(mine + b, r)[0];
@@ -87,17 +88,17 @@ FD_CALLED int guess(Row& row, const Cut& cut, const Sums& whole, double need, co
   const int per_thread = (kBins + threads() - 1) / threads(), first = thread() * per_thread;
   int64_t v[2] = {0, 0};
   for (int b = first; b < first + per_thread && b < kBins; ++b) v[0] += all[b], v[1] += moments ? all[kBins + b] : 0;
-  row.team.below_in_block(v);
+  team.below_in_block(v);
   int64_t stop[1] = {-kBins};
   for (int b = first; b < first + per_thread && b < kBins && stop[0] == -kBins; ++b) {
     v[0] += all[b], v[1] += moments ? all[kBins + b] : 0;
-    Sums part = above;
-    part.n = by_count ? above.n + double(v[0]) : double(INFINITY);
+    Sums part = walk.above;
+    part.n = by_count ? part.n + double(v[0]) : double(INFINITY);
     if (!by_count) part.mass += double(v[0]) / double(unit);
     if (moments && moment_unit > 0) part.moment -= double(v[1]) / double(moment_unit) * kLn2;
-    if (reaches(cut, part, whole, need)) stop[0] = -b;
+    if (walk.reached(part)) stop[0] = -b;
   }
-  row.team.over_block(Most(), stop);
+  team.over_block(Most(), stop);
   return stop[0] == -kBins ? kBins - 1 : int(-stop[0]);
 }
 
@@ -107,21 +108,26 @@ struct Part {
   uint32_t lowest, highest;
 };
 
-FD_CALLED Part pass_of_keys(Row& row, const Keys& keys, float c, uint32_t from, uint32_t below) {
+FD_CALLED Part pass_of_keys(Team& team, uint32_t from, uint32_t below) {
+  const Slice slice = row().slice;
+  const Keys keys = row().walk.keys;
+  const float c = row().walk.c;
+  const Table table = memory().table;
   int n = 0;
   uint32_t highest = 0, not_lowest = 0;
-  const float bottom = row.bottom(), bound = keys.by_logit ? fmaxf(bottom, float_of_key(from)) : bottom;
-  row.team.await_table();
-  for (int g = row.slice.first + warp(); g < row.slice.end; g += warps()) {
+  const float bottom = row().bottom(), hi = row().hi, top = row().top;
+  const float bound = keys.by_logit ? fmaxf(bottom, float_of_key(from)) : bottom;
+  team.await_table();
+  for (int g = slice.first + warp(); g < slice.end; g += warps()) {
     float mass = 0, moment = 0;
-    if (row.memory.table.max[g] >= bound) {
+    if (table.max[g] >= bound) {
       float x[kEach], w[kEach], m[kEach];
-      row.slice.load(g, x);
+      slice.load(g, x);
 #pragma unroll
       for (int j = 0; j < kEach; ++j) {
-        const float y = fminf(row.scaled(x[j], c), 0.0f);
+        const float y = fminf(scaled(x[j], top, c), 0.0f);
         const uint32_t key = key_of(keys.of(x[j], y));
-        const bool in = x[j] >= bottom && x[j] <= row.hi && key >= from;
+        const bool in = x[j] >= bottom && x[j] <= hi && key >= from;
         w[j] = in ? exp2_of(y) : 0.0f;
         m[j] = w[j] * y;
         n += in;
@@ -130,87 +136,113 @@ FD_CALLED Part pass_of_keys(Row& row, const Keys& keys, float c, uint32_t from, 
       }
       mass = sum_of_8(w), moment = sum_of_8(m);
     }
-    tell(row, g, double(mass), double(moment));
+    tell(table, g, double(mass), double(moment));
   }
-  row.masses_c = 0;
   int64_t v[3] = {n, highest, not_lowest};
-  row.team.over_cluster(SumThenMost<1>(), v);
-  const Table& table = row.memory.table;
+  team.over_cluster(SumThenMost<1>(), v);
   double mass, moment;
-  sum_of_groups(row, [&](int g, double* a, double* b) { *a = table.mass[g], *b = table.moment[g]; }, &mass, &moment);
+  sum_of_groups(team, [&](int g, double* a, double* b) { *a = table.mass[g], *b = table.moment[g]; }, &mass, &moment);
+  change([](Row& row) { row.masses_c = 0; });
   return {sums_of(double(v[0]), mass, moment * kLn2), ~uint32_t(v[2]), uint32_t(v[1])};
 }
 
-FD_CALLED uint32_t search_slices(Row& row, const Cut& cut, const Sums& whole, double need, const Keys& keys, float c) {
-  if (!reaches(cut, whole, whole, need)) return 0;
-  // Where the keys are: the first histogram leaves out, as one last bin, what is far below most groups' maxima.
-  const float low_x = fmaxf(row.lowest, row.bottom());
-  uint32_t low, high;
-  if (keys.by_logit) {
-    low = key_of(low_x), high = key_of(row.top) + 1;
-  } else {
-    low = key_of(-fmaxf(fabsf(keys.centre), fabsf(row.scaled(low_x, c) - keys.centre))), high = key_of(0.0f) + 1;
+// 2. Lists the survivors with keys in [lower, upper). No interval of logits is known to be on the list then.
+FD_CALLED int64_t list_keys(Team& team, uint32_t lower, uint32_t upper) {
+  const Keys keys = row().walk.keys;
+  const float c = row().walk.c;
+  const float bottom = row().bottom(), hi = row().hi, top = row().top;
+  const float bound = keys.by_logit ? fmaxf(bottom, float_of_key(lower)) : bottom;
+  return list_tokens(team, bound, INFINITY, -INFINITY, [&](float x) {
+    const uint32_t key = key_of(keys.of(x, fminf(scaled(x, top, c), 0.0f)));
+    return x >= bottom && x <= hi && key >= lower && key < upper;
+  });
+}
+
+// 2. Where the keys are: [low, high).
+FD_DEVICE Range range_of_keys() {
+  const Keys keys = row().walk.keys;
+  const float low = fmaxf(row().lowest, row().bottom());
+  if (keys.by_logit) return {key_of(low), key_of(row().top) + 1};
+  const float far = fabsf(scaled(low, row().top, row().walk.c) - keys.centre);
+  return {key_of(-fmaxf(fabsf(keys.centre), far)), key_of(0.0f) + 1};
+}
+
+// 2. Where the walk seems to stop, among the keys of `range`. The first histogram leaves out, as one last bin, what is far below
+// most groups' maxima.
+FD_CALLED Range guess_range(Team& team, bool first, Range range) {
+  const Walk& walk = row().walk;
+  uint32_t from = range.low;
+  if (first && walk.keys.by_logit && !walk.by_count()) {
+    const uint32_t near = key_of(fmaxf(fmaxf(row().lowest, row().bottom()), row().top - 64.0f / walk.c));
+    if (near > range.low && near < range.high - 1) from = near;
   }
-  Sums above;
-  bool found = true;  // did the last round find the edge where it was thought to be?
-  for (int round = 0; high - low > 1; ++round) {
-    uint32_t lower, upper;
-    if (found) {
-      const uint32_t reach = round == 0 && keys.by_logit ? key_of(fmaxf(low_x, row.top - 64.0f / c)) : low;
-      const bool far = int(cut.measure) != kCount && reach > low && reach < high - 1;
-      const Binning bin = bins_of(round == 0, far ? reach : low, high);
-      const int b = guess(row, cut, whole, need, keys, c, bin, far ? reach : low, above);
-      lower = b == kBins - 1 ? low : bin.lowest_of(b, low);
-      upper = b == 0 ? high : bin.lowest_of(b - 1, low);
-    } else {
-      lower = low + (high - low) / 3, upper = high - (high - low) / 3;
-    }
-    if (lower <= low && upper >= high) lower = low + (high - low) / 2;  // a round must part off something
-    const Part over = upper < high ? pass_of_keys(row, keys, c, upper, high) : Part{above, low, high - 1};
-    if (upper < high && reaches(cut, over.sums, whole, need)) {
-      low = upper, found = false;
+  const Binning bin = bins_of(first, from, range.high);
+  const int b = guess(team, bin, from);
+  return {b == kBins - 1 ? range.low : bin.lowest_of(b, range.low),
+          b == 0 ? range.high : bin.lowest_of(b - 1, range.low)};
+}
+
+// 2. Does the walk stop at a key of [from, below)? If not, the sums from there on are those of what is kept. What holds the lowest
+// survivor (`last`) holds the end of the walk, whatever rounding says.
+FD_CALLED bool stops_in(Team& team, uint32_t from, uint32_t below, bool last, Range* keys) {
+  const Part part = pass_of_keys(team, from, below);
+  *keys = {part.lowest, part.highest + 1};
+  if (last || row().walk.reached(part.sums)) return true;
+  change([&](Row& row) { row.walk.above = part.sums; });
+  return false;
+}
+
+FD_CALLED uint32_t search_slices(Team& team) {
+  if (!row().walk.reached(row().walk.whole)) return 0;
+  Range range = range_of_keys(), among;
+  bool first = true, found = true;  // did the last round find the edge where it was thought to be?
+  while (range.high - range.low > 1) {
+    const uint32_t third = (range.high - range.low) / 3;
+    Range part{range.low + third, range.high - third};
+    if (found) part = guess_range(team, first, range);
+    first = false;
+    if (part.low <= range.low && part.high >= range.high)
+      part.low = range.low + (range.high - range.low) / 2;  // a round must part off something
+    if (part.high < range.high && stops_in(team, part.high, range.high, false, &among)) {
+      range.low = part.high, found = false;
       continue;
     }
-    const float bottom = row.bottom(), hi = row.hi;
-    const int64_t between = list_tokens(row, keys.by_logit ? fmaxf(bottom, float_of_key(lower)) : bottom, [&](float x) {
-      const uint32_t key = key_of(keys.of(x, fminf(row.scaled(x, c), 0.0f)));
-      return x >= bottom && x <= hi && key >= lower && key < upper;
-    });
+    const bool last = part.low <= range.low;
+    const int64_t between = list_keys(team, part.low, part.high);
     if (between <= kList) {
-      const Range range = weigh(row, keys, c, lower);
-      const Sums through = plus(over.sums, sum_of_list(row, lower, upper));
-      // What holds the lowest survivor holds the end of the walk, whatever rounding says.
-      if (lower <= low || reaches(cut, through, whole, need))
-        return between ? search_list(row, cut, whole, need, over.sums, range) : upper;
-      high = lower, above = through, found = false;
+      const Range listed = weigh(team, row().walk.keys, row().walk.c, part.low);
+      const Sums through = plus(row().walk.above, sum_of_list(part.low, part.high));
+      if (last || row().walk.reached(through)) return between ? search_list(team, listed) : part.high;
+      change([&](Row& row) { row.walk.above = through; });
+      range.high = part.low, found = false;
       continue;
     }
-    const Part through = pass_of_keys(row, keys, c, lower, upper);
-    found = lower <= low || reaches(cut, through.sums, whole, need);
+    found = stops_in(team, part.low, part.high, last, &among);
     if (found)
-      low = through.lowest, high = through.highest + 1, above = over.sums;
+      range = among;
     else
-      high = lower, above = through.sums;
+      range.high = part.low;
   }
-  return kept_from(cut, low, above.n);
+  return kept_from(range.low, row().walk.above.n);
 }
 
 // 1. A bound that at least `rank` and few more groups' maxima reach: so many tokens at least lie at or above it. -inf where
 // there are not so many groups.
-FD_CALLED float bound_by_groups(Row& row, double rank) {
+FD_CALLED float bound_by_groups(Team& team, double rank) {
   constexpr float kMasked = -1e30f;  // groups that are masked with a number would make the bisection one of that number
-  const float* const maxima = row.memory.table.max;
+  const float* const maxima = memory().table.max;
+  const int groups = row().slice.groups;
   int64_t v[1] = {-1};
-  for (int g = thread(); g < row.groups; g += threads())
+  for (int g = thread(); g < groups; g += threads())
     if (maxima[g] > kMasked && v[0] < int64_t(~key_of(maxima[g]))) v[0] = int64_t(~key_of(maxima[g]));
-  row.team.over_block(Most(), v);
+  team.over_block(Most(), v);
   if (v[0] < 0) return -INFINITY;
-  float low = float_of_key(~uint32_t(v[0])), high = row.max;
+  float low = float_of_key(~uint32_t(v[0])), high = row().max;
   for (int round = 0; round < 13; ++round) {
     const float middle = round == 0 ? low : low + (high - low) / 2;
     int reached = 0;
-    for (int g = thread(); g - thread() < row.groups; g += threads())
-      reached += count_in_block(g < row.groups && maxima[g < row.groups ? g : 0] >= middle);
+    for (int g = thread(); g - thread() < groups; g += threads())
+      reached += count_in_block(g < groups && maxima[g < groups ? g : 0] >= middle);
     if (round == 0 && double(reached) < rank) return -INFINITY;
     if (double(reached) >= rank)
       low = middle;  // always reached by at least `rank` groups
@@ -221,39 +253,51 @@ FD_CALLED float bound_by_groups(Row& row, double rank) {
   return low;
 }
 
-// Where the kept keys of a prefix begin; 0: everything is kept.
-FD_CALLED uint32_t edge_of(Row& row, const Cut& cut, const Sums& whole, const Keys& keys, float c) {
-  const double need = needed(cut, whole);
-  const bool by_count = int(cut.measure) == kCount;
-  double rank = by_count ? double(cut.need) : 32;
+// 1. Where the kept keys of a prefix begin if that can be told from its largest tokens.
+struct Found {
+  bool is;
+  uint32_t from;
+};
+
+FD_CALLED Found search_top(Team& team) {
+  const Walk& walk = row().walk;
+  double rank = walk.by_count() ? double(walk.cut.need) : 32;
   for (int attempt = 0; attempt < 2; ++attempt, rank *= 5) {
-    bool listed = row.list_covers();
-    if (!listed && (row.n > kList || row.n < 0) && row.slice.limit > kList) {
-      if (rank > kList) break;
-      const float bound = bound_by_groups(row, rank);
-      if (bound == -INFINITY) break;
-      listed = gather(row, bound) <= kList;
-    } else if (!listed) {
-      listed = gather(row, -INFINITY) <= kList;
+    if (!row().list_covers()) {
+      float bound = -INFINITY;
+      if ((row().n > kList || row().n < 0) && row().slice.limit > kList) {
+        if (rank > kList) break;
+        bound = bound_by_groups(team, rank);
+        if (bound == -INFINITY) break;
+      }
+      if (gather(team, bound) > kList) break;
     }
-    if (!listed) break;
-    const bool everything = row.list_covers();
+    const bool everything = row().list_covers();
     // Of a typicality order, all tokens nearer to the centre than the bound have been seen.
-    const float nearest = -fabsf(keys.centre - row.scaled(row.list_lo, c));
     uint32_t from = 1;
     if (!everything) {
-      if (!keys.by_logit && !(row.scaled(row.list_lo, c) < keys.centre)) continue;
-      from = keys.by_logit ? key_of(row.list_lo) : key_of(nearest) + 1;
+      const float y = scaled(row().list_lo, row().top, walk.c);
+      if (!walk.keys.by_logit && !(y < walk.keys.centre)) continue;
+      from = walk.keys.by_logit ? key_of(row().list_lo) : key_of(-fabsf(walk.keys.centre - y)) + 1;
     }
-    const Range range = weigh(row, keys, c, from);
-    if (reaches(cut, sum_of_list(row, from, 0xffffffffu), whole, need))
-      return search_list(row, cut, whole, need, Sums(), range);
-    if (everything) return 0;
-    if (by_count) break;
+    const Range range = weigh(team, walk.keys, walk.c, from);
+    if (walk.reached(sum_of_list(from, 0xffffffffu))) return {true, search_list(team, range)};
+    if (everything) return {true, 0};
+    if (walk.by_count()) break;
   }
-  Sums all = whole;
-  if (by_count && row.n < 0) all.n = pass_of_sums(row, c).n;
-  return search_slices(row, cut, all, need, keys, c);
+  return {false, 0};
+}
+
+// Where the kept keys of a prefix begin; 0: everything is kept.
+FD_CALLED uint32_t edge_of(Team& team, const Cut& cut, const Sums& whole, Keys keys, float c) {
+  change([&](Row& row) { row.walk = {cut, whole, Sums(), needed(cut, whole), keys, c}; });
+  const Found found = search_top(team);
+  if (found.is) return found.from;
+  if (row().walk.by_count() && row().n < 0) {
+    const double n = pass_of_sums(team, row().walk.c).n;
+    change([&](Row& row) { row.walk.whole.n = n; });
+  }
+  return search_slices(team);
 }
 
 }  // namespace cuda

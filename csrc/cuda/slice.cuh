@@ -5,7 +5,7 @@
 //   lane are then the same for all. An aligned row is read 16 bytes at a time; a row that is not, in 16 aligned bytes too, and
 //   shifted into place.
 // Who does what: block r of the cluster has the groups [r * per_block, (r + 1) * per_block). Where those do not fit into shared
-//   memory (`held` is null), they are read again from global memory, which the L2 cache answers.
+//   memory (`held_at` is 0), they are read again from global memory, which the L2 cache answers.
 // Numbers: exact. Randomness: none. Cost: one read. Limits: none.
 #pragma once
 
@@ -22,16 +22,14 @@ struct Raw {
   uint32_t w[kEach];
 };
 
-struct Slice;
-
-FD_DECLARED Raw fetch_oddly(const Slice& slice, int group);
+FD_DECLARED Raw fetch_oddly(const char* row, int dtype, int64_t limit, int group);
 
 struct Slice {
   const char* row;
   int dtype;
   int64_t limit;
-  char* held;
-  int per_block, first, end;  // groups
+  int held_at;                        // where in a block's shared memory its groups are held; 0: they are not
+  int groups, per_block, first, end;  // of the row; of a block; this block's
   bool overflow;
 
   FD_MEMBER bool wide() const { return dtype == kFloat32; }
@@ -42,7 +40,7 @@ struct Slice {
     const int64_t start = int64_t(group) * kGroupSize + lane() * kEach;
     const char* const from = row + start * bytes();
     if (reinterpret_cast<uintptr_t>(row) % 16 || int64_t(group + 1) * kGroupSize > limit)
-      return fetch_oddly(*this, group);
+      return fetch_oddly(row, dtype, limit, group);
     Raw raw{};
     put(raw, 0, load_chunk(from));
     if (wide()) put(raw, 1, load_chunk(from + 16));
@@ -50,22 +48,23 @@ struct Slice {
   }
 
   FD_MEMBER void hold(int group, const Raw& raw) const {
-    if (!held) return;
-    char* const to = place(held, group - first);
+    if (!held_at) return;
+    char* const to = place(group - first);
     store_chunk(to, {{raw.w[0], raw.w[1], raw.w[2], raw.w[3]}});
     if (wide()) store_chunk(to + 16 * kLanes, {{raw.w[4], raw.w[5], raw.w[6], raw.w[7]}});
   }
 
-  // Of any block of the cluster, once it was held.
+  // Of this block, once it was held.
   FD_MEMBER Raw recall(int group) const {
-    if (!held) return fetch_oddly(*this, group);
+    if (!held_at) return fetch(group);
+    return taken_from(place(group - first));
+  }
+
+  // Of any block of the cluster.
+  FD_MEMBER Raw recall_any(int group) const {
+    if (!held_at) return fetch(group);
     const int owner = group / per_block;
-    char* from = place(held, group - owner * per_block);
-    if (owner != rank()) from = of_rank(from, owner);
-    Raw raw{};
-    put(raw, 0, load_chunk(from));
-    if (wide()) put(raw, 1, load_chunk(from + 16 * kLanes));
-    return raw;
+    return taken_from(of_rank(place(group - owner * per_block), owner));
   }
 
   FD_MEMBER void unpack(const Raw& raw, float (&x)[kEach]) const {
@@ -85,6 +84,7 @@ struct Slice {
   }
 
   FD_MEMBER void load(int group, float (&x)[kEach]) const { unpack(recall(group), x); }
+  FD_MEMBER void load_any(int group, float (&x)[kEach]) const { unpack(recall_any(group), x); }
 
   // One logit, from global memory.
   FD_MEMBER float at(int64_t id) const {
@@ -98,8 +98,15 @@ struct Slice {
   }
 
  private:
-  FD_MEMBER char* place(char* base, int local) const {
-    return base + int64_t(local) * kGroupSize * bytes() + 16 * lane();
+  FD_MEMBER char* place(int local) const {
+    return shared_memory() + held_at + local * kGroupSize * int(bytes()) + 16 * lane();
+  }
+
+  FD_MEMBER Raw taken_from(const char* from) const {
+    Raw raw{};
+    put(raw, 0, load_chunk(from));
+    if (wide()) put(raw, 1, load_chunk(from + 16 * kLanes));
+    return raw;
   }
 };
 
@@ -118,17 +125,17 @@ FD_DEVICE void shift(uint32_t (&w)[kEach + 4], int off) {
 
 // Wherever the row lies: a group in the middle of it by aligned loads that reach into its neighbours, its first and last ones
 // token by token, so that nothing outside the row is read.
-FD_CALLED Raw fetch_oddly(const Slice& slice, int group) {
+FD_CALLED Raw fetch_oddly(const char* row, int dtype, int64_t limit, int group) {
   const int64_t start = int64_t(group) * kGroupSize + lane() * kEach;
-  const char* const from = slice.row + start * slice.bytes();
-  const int off = int(reinterpret_cast<uintptr_t>(slice.row) % 16);
-  const bool wide = slice.wide(), has_next = int64_t(group + 1) * kGroupSize + kEach <= slice.limit;
+  const char* const from = row + start * bytes_of(dtype);
+  const int off = int(reinterpret_cast<uintptr_t>(row) % 16);
+  const bool wide = dtype == kFloat32, has_next = int64_t(group + 1) * kGroupSize + kEach <= limit;
   Raw raw{};
-  if ((group > 0 && has_next) || (off == 0 && int64_t(group + 1) * kGroupSize <= slice.limit)) {
+  if (group > 0 && has_next) {
     uint32_t w[kEach + 4];
 #pragma unroll
     for (int c = 0; c < 3; ++c) {
-      const Chunk chunk = c <= (wide ? 2 : 1) - (off == 0) ? load_chunk(from - off + 16 * c) : Chunk{{0, 0, 0, 0}};
+      const Chunk chunk = c <= (wide ? 2 : 1) ? load_chunk(from - off + 16 * c) : Chunk{{0, 0, 0, 0}};
 #pragma unroll
       for (int k = 0; k < 4; ++k) w[4 * c + k] = chunk.w[k];
     }
@@ -139,13 +146,11 @@ FD_CALLED Raw fetch_oddly(const Slice& slice, int group) {
   }
 #pragma unroll
   for (int j = 0; j < kEach; ++j) {
-    const bool exists = start + j < slice.limit;
+    const bool exists = start + j < limit;
     if (wide) {
       raw.w[j] = exists ? reinterpret_cast<const uint32_t*>(from)[j] : 0xff800000u;
     } else {
-      const uint32_t h = exists                    ? reinterpret_cast<const uint16_t*>(from)[j]
-                         : slice.dtype == kFloat16 ? 0xfc00u
-                                                   : 0xff80u;
+      const uint32_t h = exists ? reinterpret_cast<const uint16_t*>(from)[j] : dtype == kFloat16 ? 0xfc00u : 0xff80u;
       raw.w[j / 2] = j % 2 ? raw.w[j / 2] | h << 16 : h;
     }
   }

@@ -38,8 +38,11 @@ struct SumThenMost {
 using Sum = SumThenMost<kSlots>;
 using Most = SumThenMost<0>;
 
+// Where a block's shared memory begins.
+FD_DEVICE Mailbox& mail() { return *reinterpret_cast<Mailbox*>(shared_memory()); }
+
+// What a thread knows of these talks; the only state of a row that is not in shared memory.
 struct Team {
-  Mailbox* mail;
   int block_turn, cluster_turn;
   bool table_in_use;  // since the last barrier
 
@@ -73,10 +76,10 @@ struct Team {
       if (i >= n) continue;
       int64_t mine = part[0][i];
       for (int w = 1; w < warps(); ++w) mine = op(i, mine, part[w][i]);
-      of_rank(&mail->box[cluster_turn][rank()][i], k / kSlots)[0] = mine;
+      of_rank(&mail().box[cluster_turn][rank()][i], k / kSlots)[0] = mine;
     }
     meet();
-    int64_t (*box)[kSlots] = mail->box[cluster_turn];
+    int64_t (*box)[kSlots] = mail().box[cluster_turn];
     cluster_turn ^= 1;
 #pragma unroll
     for (int k = 0; k < n; ++k) v[k] = box[0][k];
@@ -108,7 +111,7 @@ struct Team {
         up[i] += lane() >= step ? other : 0;
       }
     }
-    int64_t (*part)[kSlots] = mail->part[block_turn];
+    int64_t (*part)[kSlots] = mail().part[block_turn];
     if (lane() == kLanes - 1)
 #pragma unroll
       for (int i = 0; i < n; ++i) part[warp()][i] = up[i];
@@ -126,7 +129,7 @@ struct Team {
   FD_MEMBER int64_t (*leave_part(Op op, int64_t (&v)[n])) [kSlots] {
     static_assert(n <= kSlots, "");
     over_warp(op, v);
-    int64_t (*part)[kSlots] = mail->part[block_turn];
+    int64_t (*part)[kSlots] = mail().part[block_turn];
     if (lane() == 0)
 #pragma unroll
       for (int i = 0; i < n; ++i) part[warp()][i] = v[i];

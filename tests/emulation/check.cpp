@@ -81,7 +81,7 @@ Answer ask(const std::vector<float>& x, int dtype, const std::vector<Cut>& plan,
   args.plan = {plan.data(), int(plan.size()), 0};
   args.num_samples = kSamples, args.tokens = tokens.data(), args.logprobs = logprobs.data(), args.kept = kept.data();
   args.status = status.data(), args.raw_logprobs = raw.data(), args.entropy = &numbers[0], args.kept_mass = &numbers[1];
-  args.max_prob = &numbers[2], args.margin = &numbers[3], args.top = 1, args.top_logprobs = top.data();
+  args.max_prob = &numbers[2], args.margin = &numbers[3], args.top = plan.size() > 1, args.top_logprobs = top.data();
   args.top_ids = top_ids.data(), args.ids_per_row = 1, args.ids = ids.data(), args.logprobs_of = of_ids.data();
   cuda::sample(args, 7, 3, where);
 

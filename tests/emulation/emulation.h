@@ -17,7 +17,7 @@
 #define FD_MEMBER inline
 #define FD_CALLED static __attribute__((noinline, unused))
 #define FD_DECLARED static
-#define FD_BOTH inline
+#define FD_BOTH inline __attribute__((always_inline))
 
 namespace fastdecode {
 namespace cuda {
@@ -40,6 +40,7 @@ void wait(Scope scope, int line);
 uint64_t* slots(int line);      // a slot for each lane of the warp, after a barrier free to write again
 int votes(bool yes, int line);  // in the block
 void watch(char* gap, size_t bytes);
+void look_for(int rank);  // a block must have started, and may not have ended
 [[noreturn]] void stop(const char* why);
 
 // All lanes leave a value, and see those of the others.
@@ -82,6 +83,7 @@ T* of_rank(T* place, int r) {
   if (at < here.shared || at >= here.shared + here.shared_bytes)
     emulated::stop("of_rank of what is not in shared memory");
   if (r < 0 || r >= here.ranks) emulated::stop("of_rank of a block that is not in the cluster");
+  if (r != here.rank) emulated::look_for(r);
   return reinterpret_cast<T*>(here.blocks[r] + (at - here.shared));
 }
 

@@ -40,6 +40,7 @@ struct Warp {
 };
 
 struct Block {
+  bool started;
   std::vector<Warp> warps;
   int votes[3];
   char* shared;
@@ -55,6 +56,9 @@ struct Machine {
   std::vector<char*> shared;
   Context scheduler;
   Fiber* running = nullptr;
+  Fiber* last =
+      nullptr;   // of the lanes that are run now, which go on to each other without the scheduler: the last one,
+  int step = 1;  // and the way there
   std::string error;
   uint64_t dice = 88172645463325252ull;
 } machine;
@@ -80,9 +84,18 @@ std::string place_of(const Fiber& f) {
   fail("a barrier is not reached by all threads: " + place_of(a) + ", while " + place_of(b));
 }
 
-void leave() {  // to the scheduler
+void enter(Context* from, Fiber* lane) {
+  machine.running = lane, here = lane->here;
+  fastdecode::emulated::go(from, &lane->context);
+}
+
+void leave() {  // to the next lane, and from the last one to the scheduler
   Fiber* const self = machine.running;
-  self->here = here;
+  if (machine.error.empty())
+    for (Fiber* lane = self; lane != machine.last;) {
+      lane += machine.step;
+      if (lane->state == kReady) return enter(&self->context, lane);
+    }
   fastdecode::emulated::go(&self->context, &machine.scheduler);
 }
 
@@ -101,14 +114,12 @@ bool same_place(const Fiber& a, const Fiber& b) {
 // Runs a warp until all its lanes wait at a wider barrier or have ended.
 void run_warp(Warp& warp) {
   for (;;) {
+    machine.blocks[size_t(warp.lanes[0].here.rank)].started = true;
+    // All of them are ready, or none.
     const bool backwards = roll() & 1;
-    for (int i = 0; i < 32; ++i) {
-      Fiber& lane = warp.lanes[backwards ? 31 - i : i];
-      if (lane.state != kReady) continue;
-      machine.running = &lane, here = lane.here;
-      fastdecode::emulated::go(&machine.scheduler, &lane.context);
-      if (!machine.error.empty()) fail(machine.error);
-    }
+    machine.last = warp.lanes + (backwards ? 0 : 31), machine.step = backwards ? -1 : 1;
+    enter(&machine.scheduler, warp.lanes + (backwards ? 31 : 0));
+    if (!machine.error.empty()) fail(machine.error);
     for (int i = 1; i < 32; ++i)
       if (!same_place(warp.lanes[0], warp.lanes[i])) diverged(warp.lanes[0], warp.lanes[i]);
     if (warp.lanes[0].state == kDone || warp.lanes[0].scope != kWarp) return;
@@ -132,6 +143,7 @@ void run_cluster(int64_t row) {
   for (int r = 0; r < grid.ranks; ++r) {
     Block& block = machine.blocks[size_t(r)];
     block.gaps.clear();
+    block.started = false;
     block.votes[0] = block.votes[1] = block.votes[2] = 0;
     for (size_t i = 0; i < grid.shared_bytes; ++i) block.shared[i] = char(0x7f + 37 * i);
     for (int t = 0; t < grid.threads; ++t) {
@@ -158,11 +170,15 @@ void run_cluster(int64_t row) {
   std::vector<int> order;
   for (int i = 0, w = int(roll() % uint64_t(all)); i < all; ++i, w = (w + stride) % all) order.push_back(w);
 
-  for (;;) {
+  // One block may come late: nobody may rely on its having started.
+  const int late = int(roll() % uint64_t(grid.ranks)), patience = int(roll() % 4);
+  bool waits = true;
+  for (int sweep = 0;; ++sweep) {
     bool progress = false;
+    waits = waits && sweep < patience;
     for (const int w : order) {
       Warp& warp = machine.blocks[size_t(w / warps)].warps[size_t(w % warps)];
-      if (warp.lanes[0].state != kReady) continue;
+      if (warp.lanes[0].state != kReady || (waits && w / warps == late)) continue;
       run_warp(warp);
       progress = true;
     }
@@ -171,6 +187,10 @@ void run_cluster(int64_t row) {
     const Fiber& first = machine.fibers[0];
     for (Block& block : machine.blocks) {
       const Fiber& lead = block.warps[0].lanes[0];
+      if (!block.started) {
+        all_done = cluster_waits = false;
+        continue;
+      }
       for (Warp& warp : block.warps)
         if (!same_place(lead, warp.lanes[0])) diverged(lead, warp.lanes[0]);
       all_done &= lead.state == kDone;
@@ -187,6 +207,10 @@ void run_cluster(int64_t row) {
         if (!same_place(first, block.warps[0].lanes[0])) diverged(first, block.warps[0].lanes[0]);
       for (Fiber& f : machine.fibers) f.state = kReady;
       progress = true;
+    }
+    if (!progress && waits) {
+      waits = false;
+      continue;
     }
     if (!progress)
       for (Block& block : machine.blocks)
@@ -225,6 +249,14 @@ void watch(char* gap, size_t bytes) {
 #if FD_ASAN
   ASAN_POISON_MEMORY_REGION(gap, bytes);
 #endif
+}
+
+void look_for(int rank) {
+  const Block& block = machine.blocks[size_t(rank)];
+  if (!block.started) stop("of_rank of a block that has not started");
+  for (const Warp& warp : block.warps)
+    if (warp.lanes[0].state != kDone) return;
+  stop("of_rank of a block that has ended");
 }
 
 void stop(const char* why) {
