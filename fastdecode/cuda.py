@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from .addresses import coordinate, rows_of, streams_of
 from .record import STATISTICS, Draw, Wanted
 
-_CODE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _DTYPE = {"tokens": torch.int64, "kept": torch.int64, "status": torch.uint8, "top_ids": torch.int64}
 
 
@@ -30,7 +30,7 @@ class Engine:
     ) -> None:
         """See `dispatch.Engine`."""
         self._compiled.truncate_cuda(
-            *_rows(logits, cuts, vocab_limit), out.data_ptr(), out.stride(0), filter_value, *self._where(logits)
+            *rows_of(logits, cuts, vocab_limit), out.data_ptr(), out.stride(0), filter_value, *self._where(logits)
         )  # fmt: skip
 
     def sample(self, logits: torch.Tensor, cuts: torch.Tensor, draw: Draw, wanted: Wanted) -> dict[str, torch.Tensor]:
@@ -50,9 +50,8 @@ class Engine:
         def address(name: str) -> int:
             return found[name].data_ptr() if name in found else 0
 
-        streams = (0, 0) if draw.streams is None else (draw.streams.data_ptr(), draw.streams.stride(0))
         self._compiled.sample_cuda(
-            *_rows(logits, cuts, draw.vocab_limit), *_coordinate(draw.seed), *_coordinate(draw.step), *streams, 1, n,
+            *rows_of(logits, cuts, draw.vocab_limit), *coordinate(draw.seed), *coordinate(draw.step), *streams_of(draw), 1, n,
             *map(address, ("tokens", "logprobs", "kept", "status", *STATISTICS)), top, address("top_logprobs"), address("top_ids"),
             0 if ids is None else ids.shape[1], 0 if ids is None else ids.data_ptr(), address("logprobs_of"), *self._where(logits),
         )  # fmt: skip
@@ -66,21 +65,6 @@ class Engine:
     def build_info(self) -> dict[str, str]:
         """What the kernels were compiled for, and the devices that are there."""
         return {"built for": self._compiled.cuda_built_for(), "devices": "; ".join(self._compiled.cuda_devices())}
-
-
-def _rows(logits: torch.Tensor, cuts: torch.Tensor, vocab_limit: int) -> tuple:
-    batch, vocab = logits.shape
-    plans, count, _ = cuts.shape
-    return (
-        logits.data_ptr(), _CODE[logits.dtype], batch, vocab, logits.stride(0), vocab_limit, cuts.data_ptr(), plans, count
-    )  # fmt: skip
-
-
-def _coordinate(value: int | torch.Tensor) -> tuple[int, int, int]:
-    """A number; or the address and stride of one number for each row. The caller keeps the tensor alive."""
-    if isinstance(value, torch.Tensor):
-        return 0, value.data_ptr(), value.stride(0)
-    return value, 0, 0
 
 
 def load() -> Engine:
