@@ -90,12 +90,7 @@ Drawn sample_args(uintptr_t base, int dtype, int64_t rows, int64_t vocab, int64_
   return {args, seed, step};
 }
 
-struct Softened {
-  SoftArgs args;
-  int64_t seed, step;
-};
-
-Softened soft_args(uintptr_t base, int dtype, int64_t rows, int64_t vocab, int64_t row_stride, int64_t limit,
+SoftArgs soft_args(uintptr_t base, int dtype, int64_t rows, int64_t vocab, int64_t row_stride, int64_t limit,
                    uintptr_t cuts, int64_t plans, int count, int64_t seed, uintptr_t seeds, int64_t seed_stride,
                    int64_t step, uintptr_t steps, int64_t step_stride, uintptr_t streams, int64_t stream_stride,
                    int noise, double strength, double tau, uintptr_t taus, int64_t tau_stride, uintptr_t soft_rows,
@@ -108,6 +103,7 @@ Softened soft_args(uintptr_t base, int dtype, int64_t rows, int64_t vocab, int64
   args.seed = {at<const int64_t>(seeds), seed_stride};
   args.step = {at<const int64_t>(steps), step_stride};
   args.stream = {at<const int64_t>(streams), stream_stride};
+  args.one_seed = seed, args.one_step = step;
   args.noise = noise, args.strength = strength, args.tau = tau;
   args.taus = at<const double>(taus), args.tau_stride = tau_stride;
   args.soft_rows = at<const bool>(soft_rows), args.straight = straight;
@@ -117,7 +113,7 @@ Softened soft_args(uintptr_t base, int dtype, int64_t rows, int64_t vocab, int64
   args.kept = at<const int64_t>(kept), args.status = at<const uint8_t>(status);
   args.ids = at<int64_t>(ids), args.weights = at<float>(weights), args.first = at<int64_t>(first);
   args.log_pi = at<float>(log_pi), args.drawn = at<float>(drawn), args.density = at<float>(density);
-  return {args, seed, step};
+  return args;
 }
 
 EmbedArgs embed_args(uintptr_t table, int dtype, int64_t vocab, int64_t columns, int64_t row_stride, int64_t rows,
@@ -143,13 +139,6 @@ void sample_cpu(const Drawn& drawn, int threads) {
   if (!args.seed.base) args.seed = {&drawn.seed, 0};
   if (!args.step.base) args.step = {&drawn.step, 0};
   sample(args, threads);
-}
-
-void soften_cpu(const Softened& softened, int threads) {
-  SoftArgs args = softened.args;
-  if (!args.seed.base) args.seed = {&softened.seed, 0};
-  if (!args.step.base) args.step = {&softened.step, 0};
-  soften(args, threads);
 }
 
 // The v of tokens `ids` [rows, n] for one use of the stream: soft tokens need a handful of them, far from one for each token.
@@ -194,6 +183,14 @@ void sample_cuda(const Drawn& drawn, int device, uintptr_t stream, int ranks) {
   cuda::sample(drawn.args, drawn.seed, drawn.step, where_of(device, stream, ranks));
 }
 
+void soften_cuda(const SoftArgs& args, int device, uintptr_t stream, int ranks) {
+  cuda::soften(args, where_of(device, stream, ranks));
+}
+
+void embed_cuda(const EmbedArgs& args, int device, uintptr_t stream, int ranks) {
+  cuda::embed(args, where_of(device, stream, ranks));
+}
+
 // For tests: blocks for each row, threads of a block, whether the row stays in shared memory, bytes of it.
 std::tuple<int, int, bool, int64_t> cuda_shape(int multiprocessors, int64_t shared_bytes, int most_ranks, int dtype,
                                                int64_t rows, int64_t vocab) {
@@ -213,6 +210,9 @@ PYBIND11_MODULE(FD_MODULE, m) {
 #if FD_CUDA
   bind(m, "truncate_cuda", truncate_args, truncate_cuda);
   bind(m, "sample_cuda", sample_args, sample_cuda);
+  bind(m, "soften_cuda", soft_args, soften_cuda);
+  bind(m, "embed_cuda", embed_args, embed_cuda);
+  m.attr("most_candidates") = cuda::kMostCandidates;
   m.def("cuda_shape", &cuda_shape);
   m.def("cuda_built_for", &cuda::built_for);
   m.def("cuda_devices", &cuda::devices);
@@ -220,7 +220,7 @@ PYBIND11_MODULE(FD_MODULE, m) {
 #if !FD_EMULATED
   bind(m, "truncate_cpu", truncate_args, truncate);
   bind(m, "sample_cpu", sample_args, sample_cpu);
-  bind(m, "soften_cpu", soft_args, soften_cpu);
+  bind(m, "soften_cpu", soft_args, soften);
   bind(m, "embed_cpu", embed_args, embed);
   m.def("philox4x32_10", &philox);
   m.def("exponential", &exponential);

@@ -28,6 +28,7 @@ struct SoftArgs {
   Logits logits;
   Plan plan;  // of which the temperature of the draw counts
   Coordinate seed, step, stream;
+  int64_t one_seed = 0, one_step = 0;  // for all rows, where those hold no address
   int noise = kNoNoise;
   double strength = 1;           // gumbel: the noise's scale; dirichlet: gamma
   double tau = 1;                // gumbel
@@ -226,8 +227,9 @@ FD_TEAM void soften_row(const SoftArgs& args, int64_t r, double* room, const Tea
     for (int64_t i = team.lane(); i < n; i += team.lanes()) log_pi[i] = (log_pi[i] - most) / t, z += exp(log_pi[i]);
     const double ln_z = log(team.sum(z));
     // 2.
-    const Coordinates at{uint64_t(args.seed.base[r * args.seed.stride]), uint64_t(args.step.base[r * args.step.stride]),
-                         0};
+    const int64_t seed = args.seed.base ? args.seed.base[r * args.seed.stride] : args.one_seed;
+    const int64_t step = args.step.base ? args.step.base[r * args.step.stride] : args.one_step;
+    const Coordinates at{uint64_t(seed), uint64_t(step), 0};
     const uint64_t request = args.stream.base ? uint64_t(args.stream.base[r * args.stream.stride]) : uint64_t(r);
     double all = 0, peak = double(-INFINITY);
     for (int64_t i = team.lane(); i < n; i += team.lanes()) {

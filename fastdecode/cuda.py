@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from .addresses import coordinate, rows_of, streams_of
-from .record import STATISTICS, Draw, Wanted
+from . import mixture
+from .addresses import coordinate, embedding, rows_of, softening, streams_of
+from .record import STATISTICS, Draw, Mixing, Wanted
 
 _DTYPE = {"tokens": torch.int64, "kept": torch.int64, "status": torch.uint8, "top_ids": torch.int64}
 
@@ -18,7 +19,7 @@ class Engine:
     """See `dispatch.Engine`.
 
     Args:
-        compiled: the module with `truncate_cuda` and `sample_cuda`.
+        compiled: the module with `truncate_cuda`, `sample_cuda`, `soften_cuda` and `embed_cuda`.
         ranks: blocks for each row; 0: as many as the engine thinks good. No answer depends on it.
     """
 
@@ -56,6 +57,22 @@ class Engine:
             0 if ids is None else ids.shape[1], 0 if ids is None else ids.data_ptr(), address("logprobs_of"), *self._where(logits),
         )  # fmt: skip
         return found
+
+    def soften(
+        self, logits: torch.Tensor, cuts: torch.Tensor, candidates: torch.Tensor, draw: Draw, mixing: Mixing, found: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:  # fmt: skip
+        """See `dispatch.Engine`."""
+        if candidates.shape[1] > self._compiled.most_candidates:
+            return mixture.soften(logits, cuts, candidates, draw, mixing, found)
+        made, arguments = softening(logits, cuts, candidates, draw, mixing, found)
+        self._compiled.soften_cuda(*arguments, *self._where(logits))
+        return made
+
+    def embed(self, ids: torch.Tensor, weights: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        """See `dispatch.Engine`. An id that has no row in the table makes its row NaN."""
+        out, arguments = embedding(ids, weights, table)
+        self._compiled.embed_cuda(*arguments, *self._where(table))
+        return out
 
     def _where(self, logits: torch.Tensor) -> tuple[int, int, int]:
         """Device, stream, blocks for each row."""
