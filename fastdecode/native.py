@@ -99,7 +99,9 @@ def _add_statistics(
     top, ids = wanted.top_logprobs, wanted.logprobs_of
     if top:
         each = (rows, top) if isinstance(rows, int) else (*rows, top)
-        found["top_logprobs"], found["top_ids"] = torch.empty(each), torch.empty(each, dtype=torch.int64)
+        found["top_ids"] = torch.empty(each, dtype=torch.int64)
+        if not wanted.ids_alone:
+            found["top_logprobs"] = torch.empty(each)
     if ids is not None:
         found["logprobs_of"] = torch.empty(ids.shape)
 

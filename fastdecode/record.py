@@ -53,6 +53,7 @@ class Wanted:
     stats: frozenset[str] = frozenset()  # a subset of STATISTICS
     top_logprobs: int = 0
     logprobs_of: torch.Tensor | None = None  # int64 [B, n]
+    ids_alone: bool = False  # of the top_logprobs their ids: an engine may leave top_logprobs out
 
     def fields(self) -> tuple[str, ...]:
         """The names of all tensors that `sample` of an engine returns, in the order of `Sample`."""

@@ -120,7 +120,8 @@ def soft_tokens(
     plain = rows.detach() if rows.requires_grad else rows
 
     by_logit = width is not None and all(cut.order == BY_LOGIT for cut in plan.cuts)
-    found = engine.sample(plain, cuts, draw, Wanted(_ENTROPY, width if by_logit and width and noise != "multi" else 0))
+    top = width if by_logit and width and noise != "multi" else 0
+    found = engine.sample(plain, cuts, draw, Wanted(_ENTROPY, top, None, True))
     if check:
         ops._raise_if_flagged(found["status"])
     if noise == "multi":
