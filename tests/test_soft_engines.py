@@ -61,14 +61,22 @@ def test_every_kind_and_width_on_hostile_rows(engine, noise, plan):
     x = hostile()
     widths = (5,) if noise == "multi" else engine.few((1, 5, 32, 33, 300, None), 1, noise + plan)
     for top_m in widths:
-        for strength in (0.01, 4.0, 3e4) if noise == "dirichlet" else (0.3, 1.0) if noise == "gumbel" and engine.sees_all else (1.0,):
+        for strength in (
+            (0.01, 4.0, 3e4)
+            if noise == "dirichlet"
+            else (0.3, 1.0)
+            if noise == "gumbel" and engine.sees_all
+            else (1.0,)
+        ):
             options = {"top_m": top_m, "scale": strength, "gamma": strength, "tau": TAUS, "k": 9, "seed": 3, "step": 2}
             options |= {"noise": noise, "soft_rows": SOFT_ROWS, "vocab_limit": V - 1}
             got = fd.soft_tokens(x, PLANS[plan], **options)
             with dispatch.use("reference"):
                 want = fd.soft_tokens(x, PLANS[plan], **options)
             agree(got, want)
-            assert want.status.tolist() == [0, 0, 0, 1, 2, 0, 0, 0] and (want.ids[6, 1:] >= 0).any() == (want.ids.shape[1] > 1)
+            assert want.status.tolist() == [0, 0, 0, 1, 2, 0, 0, 0] and (want.ids[6, 1:] >= 0).any() == (
+                want.ids.shape[1] > 1
+            )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -148,7 +156,10 @@ def test_compiled_gamma_quantiles_by_their_definition():
         for u in tails[1:-1]:
             z = float(special.ndtri(u))
             told = (native.ln_gamma_quantile(shape, u) - math.log(shape)) * math.sqrt(shape)
-            assert abs(told - (z + (2 * z * z - 2) / 6 / math.sqrt(shape) - z * z / 2 / math.sqrt(shape))) < 20 / shape**0.5 / 1e2
+            assert (
+                abs(told - (z + (2 * z * z - 2) / 6 / math.sqrt(shape) - z * z / 2 / math.sqrt(shape)))
+                < 20 / shape**0.5 / 1e2
+            )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -163,7 +174,9 @@ def test_embeddings_by_every_engine(engine, dtype):
         fine = soft.status == 0
         assert got.dtype == dtype and got.shape == (8, columns) and got[~fine].isnan().all()
         a, b = got[fine].double(), want[fine].double()
-        assert ((a - b).abs() <= torch.finfo(dtype).eps * (b.abs() + EMBEDDED)).all() and (columns == 1 or b.abs().max() > 1)
+        assert ((a - b).abs() <= torch.finfo(dtype).eps * (b.abs() + EMBEDDED)).all() and (
+            columns == 1 or b.abs().max() > 1
+        )
         bits = torch.int16 if dtype.itemsize == 2 else torch.int32
         assert torch.equal(got[[1, 7]].view(bits), table[soft.tokens[[1, 7]]].view(bits))
 
@@ -172,7 +185,9 @@ def test_a_table_that_is_too_short(engine):
     soft, table = fd.soft_tokens(normal(2, V, 1.0, 95), seed=1), torch.ones(3, 7)
     soft.ids[0, 1], soft.ids[1] = 3, torch.tensor([0, 1, 2, 0, 1])
     if engine.name == "cpu":
-        with pytest.raises(IndexError, match="weight must have a row for every id of the soft tokens; got 3 rows and the id"):
+        with pytest.raises(
+            IndexError, match="weight must have a row for every id of the soft tokens; got 3 rows and the id"
+        ):
             fd.soft_embedding(soft, table)
     else:  # nobody waits for a GPU
         soft.ids[0, [0, 2, 3, 4]] = 0
