@@ -95,6 +95,14 @@ def embedding_of(x: torch.Tensor) -> fd.SoftTokens:
     return replace(soft, ids=torch.where(soft.ids < 0, -1, soft.ids % TABLE_ROWS))
 
 
+def embedding(function: Callable, table: torch.Tensor) -> Callable:
+    def bind(x: torch.Tensor) -> Callable:
+        soft = embedding_of(x)
+        return lambda: function(soft, table)
+
+    return bind
+
+
 def check_embedding(x: torch.Tensor, table: torch.Tensor) -> None:
     soft = embedding_of(x)
     exact = embed_by_torch(soft, table.double())
@@ -139,15 +147,7 @@ def run(vocabularies: tuple[int, ...], batches: tuple[int, ...], noises: tuple[s
             x = rows("real", vocabularies[0], 6 if batch == 1 else batch)
             check_embedding(x, table)
             inputs = [x[i : i + 1] for i in range(len(x))] if batch == 1 else [x]
-
-            def bind(function: Callable, table: torch.Tensor = table) -> Callable:
-                def prepare(x: torch.Tensor) -> Callable:
-                    soft = embedding_of(x)
-                    return lambda: function(soft, table)
-
-                return prepare
-
-            candidates = {OURS: bind(fd.soft_embedding), SORTED: bind(embed_by_torch)}
+            candidates = {OURS: embedding(fd.soft_embedding, table), SORTED: embedding(embed_by_torch, table)}
             name = str(dtype).removeprefix("torch.")
             records.append(case("embed", "gumbel", inputs, candidates, rounds, dtype=name, D=COLUMNS))
     return records

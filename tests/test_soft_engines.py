@@ -5,6 +5,7 @@ torch code that has the gradients judges what has none.
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -207,3 +208,18 @@ def test_gradients_through_what_the_engine_sums(engine):
     got, want = gradients(torch.float32), gradients(torch.float64)
     for a, b in zip(got, want, strict=True):
         assert (a - b).abs().max() <= SOFT_RELATIVE * 10 * b.abs().max() and b.abs().max() > 0.1
+
+
+def test_the_benchmark_verifies_before_it_measures(monkeypatch):
+    """On a tiny case; and a wrong mixture is not timed."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+    from bench import soft as bench
+
+    bench.check_mixing(x := bench.rows("real", 1000, 2))
+    records = bench.run((1000,), (1, 2), ("dirichlet", "multi"), 1)
+    assert {(r["what"], r["noise"], r["B"]) for r in records} >= {("mix", "multi", 2), ("embed", "gumbel", 1)}
+    assert all(r["us_per_row"]["fd"]["median"] > 0 and r["times_ours"]["op by op"] > 0 for r in records)
+    honest = bench.ours
+    monkeypatch.setattr(bench, "ours", lambda x, noise: honest(x * 1.01, noise))
+    with pytest.raises(SystemExit, match="the torch code finds another"):
+        bench.check_mixing(x)
