@@ -161,15 +161,16 @@ def soften(
     }  # fmt: skip
     if not batch:
         return made
-    one_tau = not isinstance(mixing.tau, torch.Tensor)
-    taus = torch.empty(1, dtype=torch.float64, device=device) if one_tau else mixing.tau
+    if isinstance(mixing.tau, torch.Tensor):
+        tau: tuple = (0, mixing.tau, mixing.tau.stride(0))
+    else:
+        tau = (_bits(mixing.tau), torch.empty(1, dtype=torch.float64, device=device), -1)
     rows = found["status"] if mixing.soft_rows is None else mixing.soft_rows.view(torch.uint8)
     with torch.cuda.device_of(logits):
         soften_kernel[(batch,)](
             logits, logits.stride(0), cuts, cuts.stride(0) if len(cuts) > 1 else 0, cuts.shape[1], *coordinates,
-            NOISES.index(mixing.noise), _bits(mixing.strength), _bits(mixing.tau) if one_tau else 0, taus,
-            -1 if one_tau else taus.stride(0), rows, int(mixing.soft_rows is None), int(mixing.straight_through),
-            width, candidates, draw.num_samples, *(found[name] for name in ("tokens", "logprobs", "kept", "status")),
+            NOISES.index(mixing.noise), _bits(mixing.strength), *tau, rows, int(mixing.soft_rows is None), int(mixing.straight_through), width,
+            candidates, draw.num_samples, *(found[name] for name in ("tokens", "logprobs", "kept", "status")),
             *(made[name] for name in ("ids", "weights", "tokens", "log_pi", "noise", "logprobs")),
             SIZE=_SIZES[0] if width <= _SIZES[0] else _SIZES[1], num_warps=1 if width <= _SIZES[0] else 4, enable_fp_fusion=False,
         )  # fmt: skip

@@ -159,7 +159,15 @@ class OnDevice:
         found = self.engine.sample(self._moved(logits), cuts.to(self.device), draw, wanted)
         return {name: value.cpu() for name, value in found.items()}
 
-    def soften(self, logits: torch.Tensor, cuts: torch.Tensor, candidates: torch.Tensor, draw: Draw, mixing: Mixing, found: dict):
+    def soften(
+        self,
+        logits: torch.Tensor,
+        cuts: torch.Tensor,
+        candidates: torch.Tensor,
+        draw: Draw,
+        mixing: Mixing,
+        found: dict,
+    ):
         def moved(x: Any) -> Any:
             return x.to(self.device) if isinstance(x, torch.Tensor) else x
 
