@@ -127,11 +127,17 @@ def case(
     return record
 
 
+def some_rows(vocab: int, batch: int) -> torch.Tensor:
+    """Real rows, whose float16 ties are broken: the torch code keeps any of those at an edge, and agrees with nobody about them."""
+    x = rows("real", vocab, 6 if batch == 1 else batch)
+    return x + 1e-3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(batch))
+
+
 def run(vocabularies: tuple[int, ...], batches: tuple[int, ...], noises: tuple[str, ...], rounds: int) -> list[dict]:
     records = []
     for vocab in vocabularies:
         for batch in batches:
-            x = rows("real", vocab, 6 if batch == 1 else batch)
+            x = some_rows(vocab, batch)
             check_mixing(x)
             inputs = [x[i : i + 1] for i in range(len(x))] if batch == 1 else [x]
             for noise in noises:
@@ -144,7 +150,7 @@ def run(vocabularies: tuple[int, ...], batches: tuple[int, ...], noises: tuple[s
     for dtype in (torch.float32, torch.bfloat16):
         table = torch.randn(TABLE_ROWS, COLUMNS, generator=torch.Generator().manual_seed(1)).to(dtype)
         for batch in batches:
-            x = rows("real", vocabularies[0], 6 if batch == 1 else batch)
+            x = some_rows(vocabularies[0], batch)
             check_embedding(x, table)
             inputs = [x[i : i + 1] for i in range(len(x))] if batch == 1 else [x]
             candidates = {OURS: embedding(fd.soft_embedding, table), SORTED: embedding(embed_by_torch, table)}

@@ -215,7 +215,7 @@ def test_the_benchmark_verifies_before_it_measures(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
     from bench import soft as bench
 
-    bench.check_mixing(x := bench.rows("real", 1000, 2))
+    bench.check_mixing(x := bench.some_rows(1000, 2))
     records = bench.run((1000,), (1, 2), ("dirichlet", "multi"), 1)
     assert {(r["what"], r["noise"], r["B"]) for r in records} >= {("mix", "multi", 2), ("embed", "gumbel", 1)}
     assert all(r["us_per_row"]["fd"]["median"] > 0 and r["times_ours"]["op by op"] > 0 for r in records)
