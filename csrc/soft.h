@@ -93,13 +93,13 @@ FD_FN double ln_peak_of(double s) {
 
 // P(X <= x), or P(X > x), where the density is `density`.
 FD_FN double tail_of(double s, double t, double density, bool upper) {
-  if (s > kLargeShape) {  // Temme's expansion; |eta| < 0.07 wherever the answer is above 2^-34, so few terms are left
-    const double fall = fall_of(t), eta = copysign(sqrt(2 * fall), t);
+  if (s > kLargeShape) {  // Temme's expansion; |h| < 0.07 wherever the answer is above 2^-34, so few terms are left
+    const double fall = fall_of(t), h = copysign(sqrt(2 * fall), t);
     const double c0 =
-        -1.0 / 3 + eta * (1.0 / 12 + eta * (-2.0 / 135 + eta * (1.0 / 864 + eta * (1.0 / 2835 - eta * 1.7875514e-4))));
-    const double c1 = -1.0 / 540 + eta * (-1.0 / 288 + eta * (1.0 / 378));
+        -1.0 / 3 + h * (1.0 / 12 + h * (-2.0 / 135 + h * (1.0 / 864 + h * (1.0 / 2835 - h * 1.7875514e-4))));
+    const double c1 = -1.0 / 540 + h * (-1.0 / 288 + h * (1.0 / 378));
     const double rest = exp(-s * fall) / sqrt(6.283185307179586477 * s) * (c0 + c1 / s);
-    const double z = eta * sqrt(s / 2);
+    const double z = h * sqrt(s / 2);
     return upper ? 0.5 * erfc(z) + rest : 0.5 * erfc(-z) - rest;
   }
   const double x = s * exp(t);

@@ -177,7 +177,8 @@ static void best_of_row(const SampleArgs& args, int64_t r, const Opened& opened,
   }
   for (int64_t i = 0; filled < args.top; ++i)  // fewer finite logits than asked for: the -inf ones follow
     if (opened.row.at(i) == -INFINITY) logprobs[filled] = -INFINITY, ids[filled++] = i;
-  for (int64_t k = 0; args.top_logprobs && k < args.top; ++k) logprobs[k] = float(double(logprobs[k]) - double(opened.extent.max) - ln_mass);
+  for (int64_t k = 0; args.top_logprobs && k < args.top; ++k)
+    logprobs[k] = float(double(logprobs[k]) - double(opened.extent.max) - ln_mass);
 }
 
 static void sample_opened(const SampleArgs& args, int64_t r, const Opened& opened, const Workspace& ws) {
