@@ -55,7 +55,7 @@ struct SampleArgs {
   float* max_prob = nullptr;
   float* margin = nullptr;
   int64_t top = 0;
-  float* top_logprobs = nullptr;  // [rows, top]
+  float* top_logprobs = nullptr;  // [rows, top]; null: only the ids are wanted
   int64_t* top_ids = nullptr;     // [rows, top]
   int64_t ids_per_row = 0;
   const int64_t* ids = nullptr;  // [rows, ids_per_row], in [0, limit)

@@ -7,6 +7,7 @@
 #include "args.h"
 #include "dtype.h"
 #include "philox.h"
+#include "soft.h"
 
 // What this file is compiled for: the module's name, whether it has the CUDA engine, and whether that is all it has because it
 // is the one that tests emulate on the CPU.
@@ -89,6 +90,39 @@ Drawn sample_args(uintptr_t base, int dtype, int64_t rows, int64_t vocab, int64_
   return {args, seed, step};
 }
 
+SoftArgs soft_args(uintptr_t base, int dtype, int64_t rows, int64_t vocab, int64_t row_stride, int64_t limit,
+                   uintptr_t cuts, int64_t plans, int count, int64_t seed, uintptr_t seeds, int64_t seed_stride,
+                   int64_t step, uintptr_t steps, int64_t step_stride, uintptr_t streams, int64_t stream_stride,
+                   int noise, double strength, double tau, uintptr_t taus, int64_t tau_stride, uintptr_t soft_rows,
+                   bool straight, int64_t width, uintptr_t candidates, int64_t num_samples, uintptr_t tokens,
+                   uintptr_t token_logprobs, uintptr_t kept, uintptr_t status, uintptr_t ids, uintptr_t weights,
+                   uintptr_t first, uintptr_t log_pi, uintptr_t drawn, uintptr_t density) {
+  SoftArgs args;
+  args.logits = logits_of(base, dtype, rows, vocab, row_stride, limit);
+  args.plan = plan_of(cuts, plans, count);
+  args.seed = {at<const int64_t>(seeds), seed_stride};
+  args.step = {at<const int64_t>(steps), step_stride};
+  args.stream = {at<const int64_t>(streams), stream_stride};
+  args.one_seed = seed, args.one_step = step;
+  args.noise = noise, args.strength = strength, args.tau = tau;
+  args.taus = at<const double>(taus), args.tau_stride = tau_stride;
+  args.soft_rows = at<const bool>(soft_rows), args.straight = straight;
+  args.width = width, args.candidates = at<const int64_t>(candidates);
+  args.num_samples = num_samples, args.tokens = at<const int64_t>(tokens);
+  args.token_logprobs = at<const float>(token_logprobs);
+  args.kept = at<const int64_t>(kept), args.status = at<const uint8_t>(status);
+  args.ids = at<int64_t>(ids), args.weights = at<float>(weights), args.first = at<int64_t>(first);
+  args.log_pi = at<float>(log_pi), args.drawn = at<float>(drawn), args.density = at<float>(density);
+  return args;
+}
+
+EmbedArgs embed_args(uintptr_t table, int dtype, int64_t vocab, int64_t columns, int64_t row_stride, int64_t rows,
+                     int64_t width, uintptr_t ids, uintptr_t weights, uintptr_t out) {
+  if (dtype < kFloat32 || dtype > kBFloat16) throw std::invalid_argument("fastdecode._native: unknown dtype code");
+  return {at<const void>(table),    dtype,        vocab, columns, row_stride, rows, width, at<const int64_t>(ids),
+          at<const float>(weights), at<void>(out)};
+}
+
 // Binds `name`, whose Python arguments are those of `parse` and then those of `run`.
 template <class Parsed, class... Given, class... More>
 void bind(py::module_& m, const char* name, Parsed (*parse)(Given...), void (*run)(const Parsed&, More...)) {
@@ -149,6 +183,14 @@ void sample_cuda(const Drawn& drawn, int device, uintptr_t stream, int ranks) {
   cuda::sample(drawn.args, drawn.seed, drawn.step, where_of(device, stream, ranks));
 }
 
+void soften_cuda(const SoftArgs& args, int device, uintptr_t stream, int ranks) {
+  cuda::soften(args, where_of(device, stream, ranks));
+}
+
+void embed_cuda(const EmbedArgs& args, int device, uintptr_t stream, int ranks) {
+  cuda::embed(args, where_of(device, stream, ranks));
+}
+
 // For tests: blocks for each row, threads of a block, whether the row stays in shared memory, bytes of it.
 std::tuple<int, int, bool, int64_t> cuda_shape(int multiprocessors, int64_t shared_bytes, int most_ranks, int dtype,
                                                int64_t rows, int64_t vocab) {
@@ -168,6 +210,9 @@ PYBIND11_MODULE(FD_MODULE, m) {
 #if FD_CUDA
   bind(m, "truncate_cuda", truncate_args, truncate_cuda);
   bind(m, "sample_cuda", sample_args, sample_cuda);
+  bind(m, "soften_cuda", soft_args, soften_cuda);
+  bind(m, "embed_cuda", embed_args, embed_cuda);
+  m.attr("most_candidates") = cuda::kMostCandidates;
   m.def("cuda_shape", &cuda_shape);
   m.def("cuda_built_for", &cuda::built_for);
   m.def("cuda_devices", &cuda::devices);
@@ -175,9 +220,12 @@ PYBIND11_MODULE(FD_MODULE, m) {
 #if !FD_EMULATED
   bind(m, "truncate_cpu", truncate_args, truncate);
   bind(m, "sample_cpu", sample_args, sample_cpu);
+  bind(m, "soften_cpu", soft_args, soften);
+  bind(m, "embed_cpu", embed_args, embed);
   m.def("philox4x32_10", &philox);
   m.def("exponential", &exponential);
   m.def("uniforms", &uniforms);
+  m.def("ln_gamma_quantile", [](double shape, double u) { return ln_gamma_quantile(shape, u); });
   m.def("read_once", [](uintptr_t x, int64_t n) { return read_once(at<const float>(x), n); });
   m.def("exp_pass", [](uintptr_t x, int64_t n) { return exp_pass(at<const float>(x), n); });
   m.def("targets", &targets);

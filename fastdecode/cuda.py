@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from .record import STATISTICS, Draw, Wanted
+from . import mixture
+from .addresses import coordinate, embedding, rows_of, softening, streams_of
+from .record import STATISTICS, Draw, Mixing, Wanted
 
-_CODE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _DTYPE = {"tokens": torch.int64, "kept": torch.int64, "status": torch.uint8, "top_ids": torch.int64}
 
 
@@ -18,7 +19,7 @@ class Engine:
     """See `dispatch.Engine`.
 
     Args:
-        compiled: the module with `truncate_cuda` and `sample_cuda`.
+        compiled: the module with `truncate_cuda`, `sample_cuda`, `soften_cuda` and `embed_cuda`.
         ranks: blocks for each row; 0: as many as the engine thinks good. No answer depends on it.
     """
 
@@ -30,7 +31,7 @@ class Engine:
     ) -> None:
         """See `dispatch.Engine`."""
         self._compiled.truncate_cuda(
-            *_rows(logits, cuts, vocab_limit), out.data_ptr(), out.stride(0), filter_value, *self._where(logits)
+            *rows_of(logits, cuts, vocab_limit), out.data_ptr(), out.stride(0), filter_value, *self._where(logits)
         )  # fmt: skip
 
     def sample(self, logits: torch.Tensor, cuts: torch.Tensor, draw: Draw, wanted: Wanted) -> dict[str, torch.Tensor]:
@@ -71,14 +72,29 @@ class Engine:
         def address(name: str) -> int:
             return found[name].data_ptr() if name in found else 0
 
-        streams = (0, 0) if draw.streams is None else (draw.streams.data_ptr(), draw.streams.stride(0))
         self._compiled.sample_cuda(
-            *_rows(logits, cuts, draw.vocab_limit, temperatures), *_coordinate(draw.seed), *_coordinate(draw.step), *streams,
-            temperatures, draw.num_samples,
+            *rows_of(logits, cuts, draw.vocab_limit, temperatures), *coordinate(draw.seed), *coordinate(draw.step),
+            *streams_of(draw), temperatures, draw.num_samples,
             *map(address, ("tokens", "logprobs", "kept", "status", *STATISTICS)), top, address("top_logprobs"), address("top_ids"),
             0 if ids is None else ids.shape[1], 0 if ids is None else ids.data_ptr(), address("logprobs_of"), *self._where(logits),
         )  # fmt: skip
         return found
+
+    def soften(
+        self, logits: torch.Tensor, cuts: torch.Tensor, candidates: torch.Tensor, draw: Draw, mixing: Mixing, found: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:  # fmt: skip
+        """See `dispatch.Engine`."""
+        if candidates.shape[1] > self._compiled.most_candidates:
+            return mixture.soften(logits, cuts, candidates, draw, mixing, found)
+        made, arguments = softening(logits, cuts, candidates, draw, mixing, found)
+        self._compiled.soften_cuda(*arguments, *self._where(logits))
+        return made
+
+    def embed(self, ids: torch.Tensor, weights: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        """See `dispatch.Engine`. An id that has no row in the table makes its row NaN."""
+        out, arguments = embedding(ids, weights, table)
+        self._compiled.embed_cuda(*arguments, *self._where(table))
+        return out
 
     def _where(self, logits: torch.Tensor) -> tuple[int, int, int]:
         """Device, stream, blocks for each row."""
@@ -88,21 +104,6 @@ class Engine:
     def build_info(self) -> dict[str, str]:
         """What the kernels were compiled for, and the devices that are there."""
         return {"built for": self._compiled.cuda_built_for(), "devices": "; ".join(self._compiled.cuda_devices())}
-
-
-def _rows(logits: torch.Tensor, cuts: torch.Tensor, vocab_limit: int, temperatures: int = 1) -> tuple:
-    batch, vocab = logits.shape
-    plans, count, _ = cuts.shape
-    return (
-        logits.data_ptr(), _CODE[logits.dtype], batch, vocab, logits.stride(0), vocab_limit, cuts.data_ptr(), plans, count // temperatures
-    )  # fmt: skip
-
-
-def _coordinate(value: int | torch.Tensor) -> tuple[int, int, int]:
-    """A number; or the address and stride of one number for each row. The caller keeps the tensor alive."""
-    if isinstance(value, torch.Tensor):
-        return 0, value.data_ptr(), value.stride(0)
-    return value, 0, 0
 
 
 def load() -> Engine:

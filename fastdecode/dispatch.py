@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 
 from . import reference
-from .record import Draw, Wanted
+from .record import Draw, Mixing, Wanted
 
 
 class Engine(Protocol):
@@ -29,6 +29,21 @@ class Engine(Protocol):
     def sample(
         self, logits: torch.Tensor, cuts: torch.Tensor, draw: Draw, wanted: Wanted
     ) -> dict[str, torch.Tensor]: ...
+
+    def soften(
+        self,
+        logits: torch.Tensor,
+        cuts: torch.Tensor,
+        candidates: torch.Tensor,
+        draw: Draw,
+        mixing: Mixing,
+        found: dict[str, torch.Tensor],
+    ) -> dict[str, torch.Tensor]:
+        """Soft tokens (soft.py) of candidates [B, M], contiguous: the plan's survivors first, the largest of them first; for multi
+        the drawn tokens. `found` is what `sample` said. Fields: ids, weights, tokens, log_pi, noise, logprobs of `SoftTokens`."""
+
+    def embed(self, ids: torch.Tensor, weights: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        """`soft_embedding` of contiguous ids and float32 weights [B, M], for a table of float32, float16 or bfloat16."""
 
 
 ENGINES: dict[str, Engine] = {"reference": reference}

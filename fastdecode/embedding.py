@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from . import dispatch, reference
 from .soft import SoftTokens, described
 
 
@@ -16,28 +17,44 @@ def soft_embedding(soft: SoftTokens, weight: torch.Tensor) -> torch.Tensor:
         raise TypeError(f"soft must be what fastdecode.soft_tokens returned; got {type(soft).__name__}.")
     if not isinstance(weight, torch.Tensor) or weight.ndim != 2 or not weight.is_floating_point():
         raise ValueError(f"weight must be an embedding table [V, D] of floats; got {described(weight)}.")
-    ids, weights = soft.ids.to(weight.device), soft.weights.to(weight.device)
-    if ids.ndim == 1:
-        return _Embedding.apply(weights[None], weight, ids[None]).squeeze(0)
-    return _Embedding.apply(weights, weight, ids)
+    ids, weights = soft.ids, soft.weights
+    if ids.device != weight.device:
+        ids, weights = ids.to(weight.device), weights.to(weight.device)
+    flat = ids.ndim == 1
+    if flat:
+        ids, weights = ids[None], weights[None]
+    if torch.is_grad_enabled() and (weights.requires_grad or weight.requires_grad):
+        mixed = _Embedding.apply(weights, weight, ids)
+    else:
+        mixed = _embed(weights, weight, ids)
+    return mixed.squeeze(0) if flat else mixed
+
+
+def _embed(weights: torch.Tensor, table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    engine: dispatch.Engine = reference
+    if table.dtype in _FUSED and table.stride(1) == 1:
+        engine = dispatch.engine_for(table.device)
+    return engine.embed(ids.contiguous(), weights.to(_wide(table)).contiguous(), table)
+
+
+_FUSED = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def _wide(table: torch.Tensor) -> torch.dtype:
+    return torch.promote_types(table.dtype, torch.float32)
 
 
 class _Embedding(torch.autograd.Function):
     @staticmethod
     def forward(ctx, weights, table, ids):
         ctx.save_for_backward(weights, table, ids)
-        looked_up = table[ids.clamp(min=0)]
-        wide = torch.promote_types(table.dtype, torch.float32)
-        w = weights.to(wide)[..., None]
-        mixed = torch.where((ids >= 0)[..., None], w * looked_up, w).sum(1).to(table.dtype)
-        alone = (weights[:, 0] == 1) & (weights[:, 1:] == 0).all(1)
-        return torch.where(alone[:, None], looked_up[:, 0], mixed)
+        return _embed(weights, table, ids)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         weights, table, ids = ctx.saved_tensors
-        wide = torch.promote_types(table.dtype, torch.float32)
+        wide = _wide(table)
         grad, real, place = grad.to(wide), (ids >= 0)[..., None], ids.clamp(min=0)
         by_weight = by_table = None
         if ctx.needs_input_grad[0]:

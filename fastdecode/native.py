@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 
 from . import _native
-from .record import STATISTICS, Draw, Wanted
-
-_CODE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+from .addresses import coordinate, embedding, rows_of, softening, streams_of
+from .record import STATISTICS, Draw, Mixing, Wanted
 
 
 def truncate(
@@ -15,7 +14,7 @@ def truncate(
 ) -> None:
     """See `dispatch.Engine`."""
     _native.truncate_cpu(
-        *_rows(logits, cuts, vocab_limit), out.data_ptr(), out.stride(0), filter_value, torch.get_num_threads()
+        *rows_of(logits, cuts, vocab_limit), out.data_ptr(), out.stride(0), filter_value, torch.get_num_threads()
     )  # fmt: skip
 
 
@@ -54,11 +53,27 @@ def _sample(
     if wanted.stats or wanted.top_logprobs or wanted.logprobs_of is not None:
         addresses = _add_statistics(found, rows, shape, wanted)
     _native.sample_cpu(
-        *_rows(logits, cuts, draw.vocab_limit, temperatures),
-        *_coordinate(draw.seed), *_coordinate(draw.step), *(_NO_STREAMS if draw.streams is None else _coordinate(draw.streams)[1:]),
+        *rows_of(logits, cuts, draw.vocab_limit, temperatures),
+        *coordinate(draw.seed), *coordinate(draw.step), *streams_of(draw),
         temperatures, draw.num_samples, tokens.data_ptr(), logprobs.data_ptr(), kept.data_ptr(), status.data_ptr(), *addresses, torch.get_num_threads(),
     )  # fmt: skip
     return found
+
+
+def soften(
+    logits: torch.Tensor, cuts: torch.Tensor, candidates: torch.Tensor, draw: Draw, mixing: Mixing, found: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:  # fmt: skip
+    """See `dispatch.Engine`."""
+    made, arguments = softening(logits, cuts, candidates, draw, mixing, found)
+    _native.soften_cpu(*arguments, torch.get_num_threads())
+    return made
+
+
+def embed(ids: torch.Tensor, weights: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """See `dispatch.Engine`."""
+    out, arguments = embedding(ids, weights, table)
+    _native.embed_cpu(*arguments, torch.get_num_threads())
+    return out
 
 
 def uniforms(
@@ -67,13 +82,12 @@ def uniforms(
     """`philox.uniforms`, without its hundred operations."""
     out = torch.empty(ids.shape, dtype=torch.float64)
     ids = ids.contiguous()
-    columns = [number for column in (seed, step, streams) for number in _coordinate(column)[1:]]
+    columns = [number for column in (seed, step, streams) for number in coordinate(column)[1:]]
     _native.uniforms(use, *ids.shape, ids.data_ptr(), *columns, out.data_ptr())
     return out
 
 
 _NO_ADDRESSES = (0,) * 11
-_NO_STREAMS = (0, 0)
 
 
 def _add_statistics(
@@ -85,7 +99,9 @@ def _add_statistics(
     top, ids = wanted.top_logprobs, wanted.logprobs_of
     if top:
         each = (rows, top) if isinstance(rows, int) else (*rows, top)
-        found["top_logprobs"], found["top_ids"] = torch.empty(each), torch.empty(each, dtype=torch.int64)
+        found["top_ids"] = torch.empty(each, dtype=torch.int64)
+        if not wanted.ids_alone:
+            found["top_logprobs"] = torch.empty(each)
     if ids is not None:
         found["logprobs_of"] = torch.empty(ids.shape)
 
@@ -96,21 +112,6 @@ def _add_statistics(
         *map(address, STATISTICS), top, address("top_logprobs"), address("top_ids"),
         0 if ids is None else ids.shape[1], 0 if ids is None else ids.data_ptr(), address("logprobs_of"),
     )  # fmt: skip
-
-
-def _rows(logits: torch.Tensor, cuts: torch.Tensor, vocab_limit: int, temperatures: int = 1) -> tuple:
-    batch, vocab = logits.shape
-    plans, count, _ = cuts.shape
-    return (
-        logits.data_ptr(), _CODE[logits.dtype], batch, vocab, logits.stride(0), vocab_limit, cuts.data_ptr(), plans, count // temperatures
-    )  # fmt: skip
-
-
-def _coordinate(value: int | torch.Tensor) -> tuple[int, int, int]:
-    """A number; or the address and stride of one number for each row. The caller keeps the tensor alive."""
-    if isinstance(value, int):  # torch.Tensor is slow to say no
-        return value, 0, 0
-    return 0, value.data_ptr(), value.stride(0)
 
 
 def targets() -> list[str]:

@@ -11,6 +11,8 @@ OK = 0
 NAN = 1  # the row holds a NaN
 EMPTY = 2  # the row holds nothing that could be sampled: every logit is -inf
 
+NOISES = ("none", "gumbel", "dirichlet", "multi")  # of soft tokens; their places are the codes that engines know
+
 STATISTICS = ("raw_logprobs", "entropy", "kept_mass", "max_prob", "margin")
 
 
@@ -51,12 +53,24 @@ class Wanted:
     stats: frozenset[str] = frozenset()  # a subset of STATISTICS
     top_logprobs: int = 0
     logprobs_of: torch.Tensor | None = None  # int64 [B, n]
+    ids_alone: bool = False  # of the top_logprobs their ids: an engine may leave top_logprobs out
 
     def fields(self) -> tuple[str, ...]:
         """The names of all tensors that `sample` of an engine returns, in the order of `Sample`."""
         names = ("tokens", "logprobs", "kept", "status", *(s for s in STATISTICS if s in self.stats))
         names += ("top_logprobs", "top_ids") if self.top_logprobs else ()
         return names + (("logprobs_of",) if self.logprobs_of is not None else ())
+
+
+@dataclass(slots=True, eq=False)
+class Mixing:
+    """How soft tokens are made of candidates: see soft.py."""
+
+    noise: str  # one of NOISES
+    strength: float  # gumbel: the scale of the noise; dirichlet: gamma
+    tau: float | torch.Tensor = 1.0  # gumbel: a number, or float64 [B]
+    soft_rows: torch.Tensor | None = None  # bool [B]; None: all
+    straight_through: bool = False
 
 
 @dataclass(slots=True, eq=False)  # not frozen: that makes an object four times as slow to make

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 
 from . import philox
+from .mixture import embed as embed
+from .mixture import soften as soften
 from .record import EMPTY, NAN, OK, Draw, Wanted, drop_samples
 from .rules import BY_LOGIT, CERTAIN, COUNT, ENTROPY, FIELDS, FLOOR, MASS, SLACK, STOP_AFTER
 

@@ -8,9 +8,9 @@ A plan leaves survivors; their `top_m` largest, renormalised, are pi; a mixture 
     dirichlet  y ~ Dir(gamma * pi)
     multi      y = the shares of k draws with replacement   from all survivors: the tokens of `fastdecode.sample(num_samples=k)`
 
-The engine that runs the plan finds the candidates, in the one call that also draws tokens and measures the entropy; what is left
-are [B, M] numbers, which are float64 torch on any device and can be differentiated by autograd. Only where the candidates are
-not the row's largest logits (a typicality cut, or `top_m=None`) is the row sorted.
+The engine that runs the plan finds the candidates, in the one call that also draws tokens and measures the entropy, and mixes them
+in a second one. Where gradients are wanted, or logits are float64, mixture.py mixes them: torch, and the meaning of it all. Only
+where the candidates are not the row's largest logits (a typicality cut, or `top_m=None`) is the row sorted.
 """
 
 from __future__ import annotations
@@ -22,16 +22,13 @@ from typing import Any
 
 import torch
 
-from . import dispatch, ops, philox, reference
-from .gamma import log_gamma
+from . import dispatch, mixture, ops, philox, reference
 from .plan import Plan, plan
-from .record import OK, Draw, Wanted
-from .rules import BY_LOGIT, FIELDS
-
-NOISES = ("none", "gumbel", "dirichlet", "multi")
+from .record import NOISES, OK, Draw, Mixing, Wanted
+from .rules import BY_LOGIT
 
 _SOFTMAX = plan()
-_LEAST_SHARE = 1e-100  # of pi in a concentration: its weight is 0 all the same, and its logarithm stays finite
+_ENTROPY = frozenset(["entropy"])
 
 
 @dataclass(slots=True, eq=False)
@@ -107,9 +104,9 @@ def soft_tokens(
     if straight_through and noise == "multi":
         raise ValueError("straight_through needs weights with a gradient, and multi has none; use logprobs instead.")
     width = None if top_m is None else min(ops._count("top_m", top_m, 1, 2**31), limit)
-    how = (noise, _positive("scale", scale) if noise == "gumbel" else _positive("gamma", gamma))
-    column = _column("tau", tau, batch, device)
-    is_soft = _soft_rows(soft_rows, batch, device)
+    strength = _positive("scale", scale) if noise == "gumbel" else _positive("gamma", gamma)
+    taus, some = _tau(tau, batch, device), _soft_rows(soft_rows, batch, device)
+    mixing = Mixing(noise, strength, taus, some, straight_through)
     draw = Draw(
         ops._fresh_seed(rows) if seed is None else ops._coordinate("seed", seed, batch, -(2**63), 2**64, device),
         ops._coordinate("step", step, batch, 0, 2**32, device),
@@ -117,45 +114,33 @@ def soft_tokens(
         ops._count("k", k, 1, 2**8) if noise == "multi" else 1,
         limit,
     )
-    engine = reference if rows.dtype == torch.float64 else dispatch.engine_for(device)
+    exact = rows.dtype == torch.float64
+    gradient = torch.is_grad_enabled() and rows.requires_grad
+    engine = reference if exact else dispatch.engine_for(device)
+    plain = rows.detach() if rows.requires_grad else rows
+
     by_logit = width is not None and all(cut.order == BY_LOGIT for cut in plan.cuts)
-    wanted = Wanted(frozenset(["entropy"]), width if by_logit and width and noise != "multi" else 0)
-    found = engine.sample(rows.detach(), cuts, draw, wanted)
+    top = width if by_logit and width and noise != "multi" else 0
+    found = engine.sample(plain, cuts, draw, Wanted(_ENTROPY, top, None, True))
     if check:
         ops._raise_if_flagged(found["status"])
-
-    # Candidates [B, M], -1 where there is none, and what is special about multi: how often each was drawn.
     if noise == "multi":
-        ids, times = _distinct(found["tokens"])
+        candidates = found["tokens"]
     else:
-        ids = found["top_ids"] if wanted.top_logprobs else _largest(engine, rows.detach(), cuts, width, limit, found)
-        ids = torch.where(torch.arange(ids.shape[1], device=device) < found["kept"][:, None], ids, -1)
-        times = torch.zeros(ids.shape, dtype=torch.float64, device=device)
-    one = torch.where(torch.arange(ids.shape[1], device=device) == 0, found["tokens"][:, :1], -1)
-    ids = torch.where(is_soft[:, None], ids, one)
-    real = ids >= 0
-
-    overall_for = "all" if noise == "multi" else "nobody" if soft_rows is None else "ordinary"
-    log_pi = _log_pi(engine, rows, cuts, ids, limit, is_soft, overall_for, found)
-    drawn, score = _scores(engine, how, log_pi, real, times, column, ids, draw)
-    weights = times / draw.num_samples if noise == "multi" else score.masked_fill(~real, -math.inf).softmax(1)
-    weights = torch.where(is_soft[:, None], weights, real.double())
-    order = score.detach().masked_fill(~real, -math.inf).argsort(dim=1, descending=True, stable=True)
-    ids, weights, log_pi, drawn = (part.gather(1, order) for part in (ids, weights, log_pi, drawn))
-    drawn = torch.where(is_soft[:, None], drawn, 0.0)
-    if straight_through:
-        hard = torch.where(torch.arange(ids.shape[1], device=device) == 0, 1.0, 0.0).double()
-        weights = hard + (weights - weights.detach())
-
-    ok = found["status"] == OK
-    dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
-
-    def finish(value: torch.Tensor) -> torch.Tensor:  # NaN in flagged rows
-        return torch.where(ok if value.ndim == 1 else ok[:, None], value, math.nan).to(dtype)
-
+        candidates = found["top_ids"] if by_logit else _largest(engine, plain, cuts, width, limit, found)
+    if exact or gradient or (isinstance(taus, torch.Tensor) and taus.requires_grad and torch.is_grad_enabled()):
+        overall = (exact or gradient) and (noise == "multi" or some is not None)
+        keep = _keep(engine, plain, cuts, limit) if overall else None
+        uniforms = getattr(engine, "uniforms", philox.uniforms)  # compiled, where the engine is
+        mixed = mixture.soften(rows, cuts, candidates, draw, mixing, found, keep, uniforms)
+    else:
+        mixed = engine.soften(plain, cuts, candidates, draw, mixing, found)
+    if some is None:
+        some = torch.ones(batch, dtype=torch.bool, device=device)
+    entropy = found["entropy"].double() if exact else found["entropy"]
     soft = SoftTokens(
-        ids, finish(weights), ids[:, 0], finish(found["entropy"]), found["kept"], found["status"], is_soft,
-        finish(log_pi), finish(drawn), finish(_density(how, ids, weights, log_pi, log_pi, drawn, is_soft)), how,
+        mixed["ids"], mixed["weights"], mixed["tokens"], entropy, found["kept"], found["status"], some, mixed["log_pi"],
+        mixed["noise"], mixed["logprobs"], (noise, strength),
     )  # fmt: skip
     return soft if logits.ndim == 2 else _each(soft, lambda value: value.squeeze(0))
 
@@ -183,11 +168,11 @@ def soft_logprobs(
     if record.ids.shape[0] != len(rows):
         raise ValueError(f"soft must hold one mixture per row of logits ({len(rows)}); got {record.ids.shape[0]}.")
     engine = reference if rows.dtype == torch.float64 else dispatch.engine_for(rows.device)
-    overall_for = "all" if record.how[0] == "multi" else "ordinary"
-    log_pi = _log_pi(engine, rows, cuts, record.ids, limit, record.soft, overall_for, None)
+    keep = _keep(engine, rows.detach(), cuts, limit)
+    log_pi = mixture.log_pi_of(rows, cuts, record.ids, record.how[0], record.soft, keep)
     old = record.log_pi.detach().double()
-    value = _density(
-        record.how, record.ids, record.weights.detach().double(), log_pi, old, record.noise.double(), record.soft
+    value = mixture.density(
+        *record.how, record.ids, record.weights.detach().double(), log_pi, old, record.noise.double(), record.soft
     )
     value = torch.where(record.status == OK, value, math.nan).to(record.weights.dtype)
     return value if logits.ndim == 2 else value.squeeze(0)
@@ -201,92 +186,13 @@ def _largest(engine, rows, cuts, width: int | None, limit: int, found) -> torch.
     keep = _keep(engine, rows, cuts, limit)
     most = int(found["kept"].max()) if width is None and len(rows) else width
     order = torch.where(keep, rows, -math.inf).sort(dim=1, descending=True, stable=True).indices
-    return order[:, : max(1, most or 1)]
+    return order[:, : max(1, most or 1)].contiguous()
 
 
 def _keep(engine, rows, cuts, limit: int) -> torch.Tensor:
     masked = torch.empty_like(rows, memory_format=torch.contiguous_format)
     engine.truncate(rows, cuts, masked, -math.inf, limit)
     return masked > -math.inf
-
-
-def _distinct(tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The distinct tokens of [B, k] draws, each where it was drawn first and -1 elsewhere, and how often."""
-    same = tokens[:, :, None] == tokens[:, None, :]
-    first = ~same.tril(-1).any(2) & (tokens >= 0)
-    return torch.where(first, tokens, -1), torch.where(first, same.sum(2), 0).double()
-
-
-# ---- numbers ---------------------------------------------------------------------------------------------------------
-
-
-def _log_pi(engine, rows, cuts, ids, limit: int, is_soft, overall_for: str, found) -> torch.Tensor:
-    """ln pi of the candidates, 0 where there is none: among themselves, or overall, among all survivors, for "nobody",
-    "ordinary" rows or "all"; `found` is what the engine has told about the tokens it drew."""
-    temperature = cuts[:, -1, FIELDS.index("temperature")].double()[:, None]
-    temperature = torch.where(temperature == 0, 1.0, temperature)
-    real = ids >= 0
-    among = _relative(rows.gather(1, ids.clamp(min=0)), real).div(temperature).log_softmax(1)
-    if overall_for == "nobody":
-        return torch.where(real, among, 0.0)
-    known = found is not None and rows.dtype != torch.float64 and not (rows.requires_grad and torch.is_grad_enabled())
-    if known and found is not None:
-        logprobs = found[
-            "logprobs"
-        ].double()  # for "all" the candidates are the tokens; ordinary rows have one, the first
-        overall = logprobs if overall_for == "all" else logprobs[:, :1].expand_as(among)
-    else:
-        keep = _keep(engine, rows.detach(), cuts, limit)
-        overall = _relative(rows, keep).div(temperature).log_softmax(1).gather(1, ids.clamp(min=0))
-    overall_here = ~is_soft[:, None] | (overall_for == "all")
-    return torch.where(real, torch.where(overall_here, overall, among), 0.0)
-
-
-def _relative(x: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-    """x less the largest kept, in float64, -inf where not kept; +inf beside +inf is 0."""
-    x = torch.where(x == math.inf, 0.0, x.double())
-    x = x.masked_fill(~keep, -math.inf)
-    top = x.detach().amax(1, keepdim=True)
-    return x - torch.where(top > -math.inf, top, 0.0)
-
-
-def _scores(engine, how, log_pi, real, times, tau, ids, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
-    """The noise, and the score: weights are its softmax (multi: in its order)."""
-    kind, strength = how
-    if kind == "none":
-        return times, log_pi
-    if kind == "multi":
-        return times, times
-    columns = draw.columns(len(ids), ids.device)
-    uniforms = getattr(engine, "uniforms", philox.uniforms)  # compiled, where the engine is
-
-    if kind == "gumbel":
-        g = -torch.log(-torch.log(uniforms(philox.SOFT_GUMBEL, ids.clamp(min=0), *columns)))
-        return g, (log_pi + strength * g) / tau
-    concentration = torch.where(real, log_pi.exp().clamp(min=_LEAST_SHARE) * strength, 1.0)
-    u, v = (uniforms(use, ids.clamp(min=0), *columns) for use in (philox.SOFT_GAMMA, philox.SOFT_BOOST))
-    log_y = log_gamma(concentration, u, v).masked_fill(~real, -math.inf).log_softmax(1)
-    log_y = torch.where(real, log_y, 0.0)
-    return log_y.detach(), log_y
-
-
-def _density(how, ids, weights, log_pi, old, drawn, is_soft) -> torch.Tensor:
-    """See `soft_logprobs`; `old` is the ln pi that the noise was added to. What was drawn is a constant here."""
-    kind, strength = how
-    real = ids >= 0
-    ordinary = log_pi[:, 0]
-    if kind == "none":
-        value = torch.zeros_like(ordinary)
-    elif kind == "multi":
-        value = torch.where(real, weights.detach() * log_pi, 0.0).sum(1)
-    elif kind == "gumbel":
-        e = (old.detach() + strength * drawn - log_pi) / strength
-        value = torch.where(real, -e - torch.exp(-e) - math.log(strength), 0.0).sum(1)
-    else:
-        a = torch.where(real, log_pi.exp().clamp(min=_LEAST_SHARE) * strength, 1.0)
-        terms = torch.where(real, (a - 1) * drawn - torch.lgamma(a), 0.0).sum(1)
-        value = terms + torch.lgamma(torch.where(real, a, 0.0).sum(1))
-    return torch.where(is_soft, value, ordinary)
 
 
 # ---- checks ----------------------------------------------------------------------------------------------------------
@@ -311,25 +217,23 @@ def _positive(name: str, value: float) -> float:
     return float(value)
 
 
-def _column(name: str, value: float | torch.Tensor, batch: int, device: torch.device) -> torch.Tensor:
-    """One number above 0 for each row, float64 [B or 1, 1]. A tensor on a GPU is not read back."""
+def _tau(value: float | torch.Tensor, batch: int, device: torch.device) -> float | torch.Tensor:
+    """One number above 0, or one for each row, float64 [B]. A tensor on a GPU is not read back."""
     if not isinstance(value, torch.Tensor):
-        return torch.full((1, 1), _positive(name, value), dtype=torch.float64, device=device)
+        return _positive("tau", value)
     if not value.is_floating_point() or value.shape not in ((batch,), ()):
-        raise ValueError(
-            f"{name} must be a number above 0, or a float tensor of shape [{batch}]; got {described(value)}."
-        )
+        raise ValueError(f"tau must be a number above 0, or a float tensor of shape [{batch}]; got {described(value)}.")
     if value.device.type == "cpu" and not bool(((value > 0) & (value < math.inf)).all()):
-        raise ValueError(f"{name} must be above 0 in every row; got {value.detach().min().item():g}.")
-    return value.to(device).double().expand(batch)[:, None]
+        raise ValueError(f"tau must be above 0 in every row; got {value.detach().min().item():g}.")
+    return value.to(device).double().expand(batch)
 
 
-def _soft_rows(given, batch: int, device: torch.device) -> torch.Tensor:
+def _soft_rows(given, batch: int, device: torch.device) -> torch.Tensor | None:
     if given is None:
-        return torch.ones(batch, dtype=torch.bool, device=device)
+        return None
     if not isinstance(given, torch.Tensor) or given.dtype != torch.bool or given.shape != (batch,):
         raise ValueError(f"soft_rows must be a bool tensor of shape [{batch}]; got {described(given)}.")
-    return given.to(device)
+    return given.to(device).contiguous()
 
 
 def described(value) -> str:

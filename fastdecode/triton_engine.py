@@ -1,5 +1,6 @@
 """The Triton engine: every GPU that Triton compiles for, with no compiler at build time; and the CPU, slowly, in Triton's
-interpreter. This file allocates and launches; the kernels are in triton_measure.py, triton_rows.py and triton_outputs.py.
+interpreter. This file allocates and launches; the kernels are in triton_measure.py, triton_rows.py, triton_outputs.py and
+triton_soft.py.
 
 No call waits for the GPU, and nothing is compiled again for another batch, length or value: only for another dtype or another
 alignment of the rows.
@@ -12,7 +13,8 @@ import math
 
 import torch
 
-from .record import Draw, Wanted, drop_samples
+from . import triton_soft
+from .record import Draw, Mixing, Wanted, drop_samples
 from .triton_measure import AT_DRAW, AT_ONE, GROUP, GROUP_FLOATS, GROUP_INTS, ROW_NUMBERS, TILE, measure_kernel
 from .triton_outputs import (
     ENTROPY,
@@ -26,6 +28,7 @@ from .triton_outputs import (
     write_kernel,
 )  # fmt: skip
 from .triton_rows import rows_kernel
+from .triton_soft import embed as embed
 
 # A tile of 16 groups: two groups to a warp, 16 logits to a thread. Without fusion a GPU rounds as the interpreter does.
 _LAUNCH = {"num_warps": 8, "enable_fp_fusion": False}
@@ -122,12 +125,7 @@ def _sample(
         rows = _Rows(logits, cuts, draw.vocab_limit, math.prod(rows_of[1:]))
         at_one = asked & (RAW_LOGPROBS.value | LOGPROBS_OF.value) or wanted.top_logprobs
         rows.measure((1 << AT_ONE.value if at_one else 0) | (1 << AT_DRAW.value if asked else 0))
-        coordinates = (
-            *_coordinate(draw.seed, found),
-            *_coordinate(draw.step, found),
-            *_coordinate(draw.streams, found),
-        )
-        rows.run(*coordinates, n, found["tokens"], found["logprobs"], found["kept"], found["status"])
+        rows.run(*_coordinates(draw, found), n, found["tokens"], found["logprobs"], found["kept"], found["status"])
         if asked:
             unused = rows.groups[0]  # of the same type, so that nothing is compiled for it
             statistics_kernel[(rows.answers,)](
@@ -149,6 +147,13 @@ def _sample(
     return found
 
 
+def soften(
+    logits: torch.Tensor, cuts: torch.Tensor, candidates: torch.Tensor, draw: Draw, mixing: Mixing, found: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:  # fmt: skip
+    """See `dispatch.Engine`."""
+    return triton_soft.soften(logits, cuts, candidates, draw, mixing, found, _coordinates(draw, found))
+
+
 def slices(batch: int, limit: int, processors: int) -> int:
     """Into how many programs a row is cut where that is possible: enough for two on each processor, at most one a tile."""
     return max(1, min(-(-limit // (TILE.value * GROUP.value)), -(-2 * processors // batch)))
@@ -165,6 +170,11 @@ def _vector(rows: torch.Tensor) -> int:
     size = rows.element_size()
     even = all(n * size % 16 == 0 for n in (rows.shape[1], rows.stride(0))) and rows.data_ptr() % 16 == 0
     return 16 // size if even else 1
+
+
+def _coordinates(draw: Draw, found: dict[str, torch.Tensor]) -> tuple:
+    """Seed, step and stream of the rows as the kernels take them."""
+    return (*_coordinate(draw.seed, found), *_coordinate(draw.step, found), *_coordinate(draw.streams, found))
 
 
 def _coordinate(value: int | torch.Tensor | None, found: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int, int]:

@@ -24,7 +24,7 @@ import emulated
 from interpreted import quicken, share_of, shown
 
 from fastdecode import dispatch
-from fastdecode.record import Draw, Wanted
+from fastdecode.record import Draw, Mixing, Wanted
 
 INTERPRETED = "triton" in dispatch.PREFERENCE["cpu"]
 if INTERPRETED:
@@ -168,6 +168,31 @@ class OnDevice:
         wanted = Wanted(wanted.stats, wanted.top_logprobs, moved(wanted.logprobs_of))
         found = call(self._moved(logits), cuts.to(self.device), draw, wanted)
         return {name: value.cpu() for name, value in found.items()}
+
+    def soften(
+        self,
+        logits: torch.Tensor,
+        cuts: torch.Tensor,
+        candidates: torch.Tensor,
+        draw: Draw,
+        mixing: Mixing,
+        found: dict,
+    ):
+        def moved(x: Any) -> Any:
+            return x.to(self.device) if isinstance(x, torch.Tensor) else x
+
+        draw = Draw(moved(draw.seed), moved(draw.step), moved(draw.streams), draw.num_samples, draw.vocab_limit)
+        mixing = Mixing(
+            mixing.noise, mixing.strength, moved(mixing.tau), moved(mixing.soft_rows), mixing.straight_through
+        )
+        there = {name: moved(value) for name, value in found.items()}
+        made = self.engine.soften(
+            self._moved(logits), cuts.to(self.device), candidates.to(self.device), draw, mixing, there
+        )
+        return {name: value.cpu() for name, value in made.items()}
+
+    def embed(self, ids: torch.Tensor, weights: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        return self.engine.embed(ids.to(self.device), weights.to(self.device), self._moved(table)).cpu()
 
     def _moved(self, x: torch.Tensor) -> torch.Tensor:
         """At the same place of a storage of the same size."""

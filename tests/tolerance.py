@@ -80,6 +80,13 @@ CAUGHT = 1e-9
 # concentrations near 0.01, where the float32 record of ln y is off by 6e-5.
 SOFT_DENSITY = 1e-4
 
+# Of what an engine mixes in float64 and torch too, from the same float32 logits: a share of 1 + its size. Two float32 roundings
+# are 1.2e-7; a density adds up the noise of hundreds of candidates.
+SOFT_RELATIVE = 1e-6
+
+# Added to the size of an embedding before its type's epsilon: float32 sums of mixtures in another order, of elements around 1.
+EMBEDDED = 1.0
+
 SOFT_FLOAT64 = 1e-12  # absolute, of weights in float64 against the same formula in another order
 
 QUANTILE = 1e-9  # relative, of a gamma quantile against scipy's: the upper tail 1 - u has 10 digits at its thinnest

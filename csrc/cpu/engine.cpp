@@ -204,14 +204,21 @@ void run_rows(const Args& args, int threads) {
     const Args* args;
     const Target* target;
   } call{&args, current()};
+  over_threads(
+      args.logits.rows, threads,
+      [](const void* opaque, int64_t row) {
+        const Call& call = *static_cast<const Call*>(opaque);
+        (call.target->*verb)(*call.args, row, workspace.for_row(call.args->logits.limit));
+      },
+      &call);
+}
+
+}  // namespace
+
+void over_threads(int64_t n, int threads, void (*run)(const void* args, int64_t i), const void* args) {
   Job job;
-  job.args = &call;
-  job.rows = args.logits.rows;
-  job.run_row = [](const void* opaque, int64_t row) {
-    const Call& call = *static_cast<const Call*>(opaque);
-    (call.target->*verb)(*call.args, row, workspace.for_row(call.args->logits.limit));
-  };
-  const int64_t most = args.logits.rows < threads ? args.logits.rows : threads;
+  job.args = args, job.rows = n, job.run_row = run;
+  const int64_t most = n < threads ? n : threads;
   if (most <= 1)
     job.work();
   else
@@ -219,14 +226,14 @@ void run_rows(const Args& args, int threads) {
   if (job.failed) throw std::bad_alloc();
 }
 
-}  // namespace
-
 void truncate(const TruncateArgs& args, int threads) { run_rows<TruncateArgs, &Target::truncate_row>(args, threads); }
 void sample(const SampleArgs& args, int threads) { run_rows<SampleArgs, &Target::sample_row>(args, threads); }
 
 double exponential(uint64_t seed, uint64_t step, uint64_t stream, int64_t index) {
   return current()->exponential({seed, step, stream}, index);
 }
+
+void embed(const EmbedArgs& args, int threads) { embed_by(*current(), args, threads); }
 
 float read_once(const float* x, int64_t n) { return current()->read_once(x, n); }
 float exp_pass(const float* x, int64_t n) { return current()->exp_pass(x, n); }

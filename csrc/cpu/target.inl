@@ -135,7 +135,7 @@ static void flag_row(const SampleArgs& args, int64_t r, Status status) {
   if (args.raw_logprobs) fill(args.raw_logprobs + r * n, n, NAN);
   if (args.logprobs_of) fill(args.logprobs_of + r * args.ids_per_row, args.ids_per_row, NAN);
   if (!args.top) return;
-  fill(args.top_logprobs + r * args.top, args.top, NAN);
+  if (args.top_logprobs) fill(args.top_logprobs + r * args.top, args.top, NAN);
   for (int64_t k = 0; k < args.top; ++k) args.top_ids[r * args.top + k] = -1;
 }
 
@@ -159,13 +159,13 @@ static float runner_up(const Row& row, const Workspace& ws, float max) {
   return maxima > 1 ? max : second;
 }
 
-// The `top` largest log-probabilities, lower id first on ties; `ln_mass` belongs to the row at temperature 1.
+// The `top` largest log-probabilities, lower id first on ties; `ln_mass` belongs to the row at temperature 1. Or their ids alone.
 static void best_of_row(const SampleArgs& args, int64_t r, const Opened& opened, const Workspace& ws, double ln_mass) {
   Survivors everything(opened.row, ws, opened.extent, opened.alive);
   const float bound = everything.nth_largest(double(args.top));
   const int64_t n = gather(opened.row, ws, {bound, INFINITY});
   int64_t filled = 0;
-  float* logprobs = args.top_logprobs + r * args.top;
+  float* logprobs = args.top_logprobs ? args.top_logprobs + r * args.top : ws.y;
   int64_t* ids = args.top_ids + r * args.top;
   for (int64_t i = 0; i < n; ++i) {  // insertion into a descending list; ids ascend, so equals keep their order
     const float x = ws.x[i];
@@ -177,7 +177,8 @@ static void best_of_row(const SampleArgs& args, int64_t r, const Opened& opened,
   }
   for (int64_t i = 0; filled < args.top; ++i)  // fewer finite logits than asked for: the -inf ones follow
     if (opened.row.at(i) == -INFINITY) logprobs[filled] = -INFINITY, ids[filled++] = i;
-  for (int64_t k = 0; k < args.top; ++k) logprobs[k] = float(double(logprobs[k]) - double(opened.extent.max) - ln_mass);
+  for (int64_t k = 0; args.top_logprobs && k < args.top; ++k)
+    logprobs[k] = float(double(logprobs[k]) - double(opened.extent.max) - ln_mass);
 }
 
 static void sample_opened(const SampleArgs& args, int64_t r, const Opened& opened, const Workspace& ws) {
@@ -225,7 +226,8 @@ static void sample_opened(const SampleArgs& args, int64_t r, const Opened& opene
   }
   // The distribution at temperature 1, before any rule.
   if (args.raw_logprobs || args.logprobs_of || args.top) {
-    const double ln_mass = log(survivors.whole_at(1).mass);
+    const bool measured = args.raw_logprobs || args.logprobs_of || args.top_logprobs;
+    const double ln_mass = measured ? log(survivors.whole_at(1).mass) : 0;
     auto raw = [&](int64_t id) { return float(double(opened.row.at(id)) - max - ln_mass); };
     for (int64_t s = 0; args.raw_logprobs && s < n; ++s) args.raw_logprobs[r * n + s] = raw(tokens[s]);
     for (int64_t k = 0; args.logprobs_of && k < args.ids_per_row; ++k)

@@ -5,6 +5,7 @@
 
 #include "../args.h"
 #include "../philox.h"
+#include "../soft.h"
 
 namespace fastdecode {
 
@@ -37,7 +38,10 @@ struct Target {
   double (*exponential)(const Coordinates&, int64_t index);  // -log(v), for tests of the stream
   float (*read_once)(const float*, int64_t);                 // the largest of n floats: one read, for benchmarks
   float (*exp_pass)(const float*, int64_t);                  // a read, and a sum of exponentials of whole vectors
+  void (*embed_columns)(const EmbedArgs&, int64_t row, int64_t first, int64_t n);
 };
+
+void embed_by(const Target& target, const EmbedArgs& args, int threads);
 
 extern const Target kBaselineTarget, kAvx2Target, kAvx512Target;
 

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "../args.h"
+#include "../soft.h"
 
 namespace fastdecode {
 namespace cuda {
@@ -20,6 +21,11 @@ struct Where {
 // waits. They throw std::runtime_error with the text of the CUDA error.
 void truncate(const TruncateArgs& args, const Where& where);
 void sample(const SampleArgs& args, int64_t seed, int64_t step, const Where& where);
+
+// Likewise, with up to kMostCandidates candidates a row. An id beyond the table makes the row's embedding NaN.
+constexpr int kMostCandidates = 1024;
+void soften(const SoftArgs& args, const Where& where);
+void embed(const EmbedArgs& args, const Where& where);
 
 // What a device offers to one row.
 struct Device {

@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "shape.h"
+#include "soft.cuh"
 
 namespace fastdecode {
 namespace cuda {
@@ -17,6 +18,12 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 __global__ void __launch_bounds__(kThreads, kBlocks)
     sample_kernel(const __grid_constant__ SampleArgs args, const __grid_constant__ Launch launch) {
   sample_row(args, launch);
+}
+
+__global__ void __launch_bounds__(kLanes) soften_kernel(const __grid_constant__ SoftArgs args) { soften_by_warp(args); }
+
+__global__ void __launch_bounds__(kColumns) embed_kernel(const __grid_constant__ EmbedArgs args) {
+  embed_by_block(args, blockIdx.y);
 }
 
 namespace {
@@ -112,6 +119,23 @@ void truncate(const TruncateArgs& args, const Where& where) { launch(truncate_ke
 
 void sample(const SampleArgs& args, int64_t seed, int64_t step, const Where& where) {
   launch(sample_kernel, args, seed, step, where);
+}
+
+void soften(const SoftArgs& args, const Where& where) {
+  if (args.logits.rows == 0) return;
+  if (args.width > kMostCandidates) throw std::runtime_error("fastdecode's CUDA engine mixes up to 1024 candidates");
+  const OnDevice on(where.device);
+  soften_kernel<<<unsigned(args.logits.rows), kLanes, size_t(room_of(args)), static_cast<cudaStream_t>(where.stream)>>>(
+      args);
+  check(cudaGetLastError(), "launch its kernel");
+}
+
+void embed(const EmbedArgs& args, const Where& where) {
+  if (args.rows == 0 || args.columns == 0) return;
+  const OnDevice on(where.device);
+  const dim3 grid(unsigned(args.rows), unsigned(parts_of(args)));
+  embed_kernel<<<grid, kColumns, 0, static_cast<cudaStream_t>(where.stream)>>>(args);
+  check(cudaGetLastError(), "launch its kernel");
 }
 
 Shape shape_for(const Device& device, const Logits& logits, int ranks) { return shape_of(device, logits, ranks); }

@@ -2,6 +2,7 @@
 #include <stdexcept>
 
 #include "../../csrc/cuda/shape.h"
+#include "../../csrc/cuda/soft.cuh"
 #include "machine.h"
 
 namespace fastdecode {
@@ -29,6 +30,17 @@ void truncate(const TruncateArgs& args, const Where& where) {
 
 void sample(const SampleArgs& args, int64_t seed, int64_t step, const Where& where) {
   launch(args.logits, where, seed, step, [&](const Launch& how) { sample_row(args, how); });
+}
+
+void soften(const SoftArgs& args, const Where&) {
+  if (args.width > kMostCandidates) throw std::runtime_error("more candidates than shared memory was asked for");
+  if (args.logits.rows == 0) return;
+  fastdecode::emulated::run({args.logits.rows, 1, kLanes, size_t(room_of(args))}, [&] { soften_by_warp(args); });
+}
+
+void embed(const EmbedArgs& args, const Where&) {
+  for (int64_t part = 0; args.rows > 0 && part < parts_of(args); ++part)
+    fastdecode::emulated::run({args.rows, 1, kLanes, 0}, [&] { embed_by_block(args, part); });
 }
 
 Shape shape_for(const Device& device, const Logits& logits, int ranks) { return shape_of(device, logits, ranks); }
