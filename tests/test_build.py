@@ -70,6 +70,11 @@ def test_the_demo_asks_for_what_its_extra_installs():
     assert sorted(extra) == sorted(demo.SHOWING + demo.READING_GGUF)
 
 
+def test_the_program_that_the_type_checker_reads_runs(tmp_path):
+    printed = run(sys.executable, ROOT / "tests" / "typed_program.py", cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert "torch.Size([2, 1000]) torch.Size([2, 8])" in printed
+
+
 # ---- the compiled module ---------------------------------------------------------------------------------------------
 
 
