@@ -11,7 +11,12 @@ from .record import Draw, Wanted, drop_samples
 from .rules import FIELDS
 
 
-@torch.library.custom_op("fastdecode::truncate", mutates_args=())
+# torch 2.4 does not read annotations that are text, as they are here, so both schemas are written out.
+@torch.library.custom_op(
+    "fastdecode::truncate",
+    mutates_args=(),
+    schema="(Tensor logits, Tensor cuts, float filter_value, SymInt vocab_limit) -> Tensor",
+)
 def truncate(logits: Tensor, cuts: Tensor, filter_value: float, vocab_limit: int) -> Tensor:
     """`fastdecode.truncate` for checked arguments."""
     from .dispatch import engine_for
@@ -45,7 +50,12 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 truncate.register_autograd(_backward, setup_context=_save_for_backward)
 
 
-@torch.library.custom_op("fastdecode::sample", mutates_args=())
+@torch.library.custom_op(
+    "fastdecode::sample",
+    mutates_args=(),
+    schema="(Tensor logits, Tensor cuts, Tensor seed, Tensor step, Tensor streams, SymInt num_samples, SymInt vocab_limit,"
+    " str stats, SymInt top_logprobs, Tensor? logprobs_of) -> Tensor[]",
+)
 def _sample(
     logits: Tensor,
     cuts: Tensor,
