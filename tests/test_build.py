@@ -175,7 +175,14 @@ def shipped(tmp_path_factory) -> Path:
 
 
 def test_the_source_distribution_holds_what_a_build_and_the_tests_need(shipped):
-    tracked = ["LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", ".ci/run", "tests/data/smollm2_logits.safetensors"]
+    tracked = [
+        "LICENSE",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "Makefile",
+        ".ci/run",
+        "tests/data/smollm2_logits.safetensors",
+    ]
     for folder, pattern in (("csrc", "**/*"), ("tests", "*.py"), ("fastdecode", "**/*.py"), ("examples", "*.py")):
         tracked += [str(path.relative_to(ROOT)) for path in ROOT.glob(f"{folder}/{pattern}") if path.is_file()]
     assert [name for name in tracked if not (shipped / "tree" / name).is_file()] == []
