@@ -99,7 +99,7 @@ test-oldest:
 	rm -rf build/oldest
 	$(PYTHON) -m venv build/oldest
 	FASTDECODE_CUDA=0 build/oldest/bin/pip install -q torch==2.4.0 "numpy<2.3" pytest scipy hypothesis safetensors .
-	build/oldest/bin/python -P -m pytest -q $(OLDEST) -k "not compile and not cuda and not triton"
+	build/oldest/bin/pytest -q $(OLDEST) -k "not compile and not cuda and not triton"
 
 clean:
 	rm -rf build dist *.egg-info fastdecode/*.so .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
