@@ -67,7 +67,8 @@ def test_building_needs_no_torch_and_running_needs_no_more_than_torch_and_numpy(
 
 def test_the_demo_asks_for_what_its_extra_installs():
     extra = [re.match(r"[\w-]+", text).group() for text in project()["project"]["optional-dependencies"]["demo"]]
-    assert sorted(extra) == sorted(demo.SHOWING + demo.READING_GGUF)
+    plot = ("matplotlib",)
+    assert sorted(extra) == sorted(demo.SHOWING + demo.READING_GGUF + plot)
 
 
 def test_the_program_that_the_type_checker_reads_runs(tmp_path):
