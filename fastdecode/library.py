@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,12 @@ from .record import Draw, Wanted, drop_samples
 from .rules import FIELDS
 
 
-@torch.library.custom_op("fastdecode::truncate", mutates_args=())
+# torch 2.4 does not read annotations that are text, as they are here, so both schemas are written out.
+@torch.library.custom_op(
+    "fastdecode::truncate",
+    mutates_args=(),
+    schema="(Tensor logits, Tensor cuts, float filter_value, SymInt vocab_limit) -> Tensor",
+)
 def truncate(logits: Tensor, cuts: Tensor, filter_value: float, vocab_limit: int) -> Tensor:
     """`fastdecode.truncate` for checked arguments."""
     from .dispatch import engine_for
@@ -20,17 +27,17 @@ def truncate(logits: Tensor, cuts: Tensor, filter_value: float, vocab_limit: int
 
 
 @truncate.register_fake
-def _(logits, cuts, filter_value, vocab_limit):
+def _(logits: Tensor, cuts: Tensor, filter_value: float, vocab_limit: int) -> Tensor:
     return torch.empty_like(logits, memory_format=torch.contiguous_format)
 
 
-def _save_for_backward(ctx, inputs, output):
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.filter_value = inputs[2]
     ctx.save_for_backward(inputs[0], inputs[1], output)
     ctx.vocab_limit = inputs[3]
 
 
-def _backward(ctx, grad):
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """A survivor's output is x / T: its gradient is 1 / T, and 0 for the rest."""
     logits, cuts, output = ctx.saved_tensors
     if ctx.filter_value != float("-inf"):  # then a survivor could look like a removed token
@@ -43,7 +50,12 @@ def _backward(ctx, grad):
 truncate.register_autograd(_backward, setup_context=_save_for_backward)
 
 
-@torch.library.custom_op("fastdecode::sample", mutates_args=())
+@torch.library.custom_op(
+    "fastdecode::sample",
+    mutates_args=(),
+    schema="(Tensor logits, Tensor cuts, Tensor seed, Tensor step, Tensor streams, SymInt num_samples, SymInt vocab_limit,"
+    " str stats, SymInt top_logprobs, Tensor? logprobs_of) -> Tensor[]",
+)
 def _sample(
     logits: Tensor,
     cuts: Tensor,
@@ -66,7 +78,18 @@ def _sample(
 
 
 @_sample.register_fake
-def _(logits, cuts, seed, step, streams, num_samples, vocab_limit, stats, top_logprobs, logprobs_of):
+def _(
+    logits: Tensor,
+    cuts: Tensor,
+    seed: Tensor,
+    step: Tensor,
+    streams: Tensor,
+    num_samples: int,
+    vocab_limit: int,
+    stats: str,
+    top_logprobs: int,
+    logprobs_of: Tensor | None,
+) -> list[Tensor]:
     batch = logits.shape[0]
     shapes = {
         "tokens": ((batch, num_samples), torch.int64),
@@ -76,7 +99,7 @@ def _(logits, cuts, seed, step, streams, num_samples, vocab_limit, stats, top_lo
         "status": ((batch,), torch.uint8),
         "top_logprobs": ((batch, top_logprobs), torch.float32),
         "top_ids": ((batch, top_logprobs), torch.int64),
-        "logprobs_of": (None if logprobs_of is None else logprobs_of.shape, torch.float32),
+        "logprobs_of": ((0,) if logprobs_of is None else logprobs_of.shape, torch.float32),
     }
     a_number_per_row = ((batch,), torch.float32)
     fields = Wanted(frozenset(stats.split()), top_logprobs, logprobs_of).fields()

@@ -204,7 +204,7 @@ def sample_temperatures(
 
 
 def _one_by_one(
-    sample_rows: Callable, rows: torch.Tensor, cuts: torch.Tensor, draw: Draw, wanted: Wanted
+    sample_rows: Callable[..., Any], rows: torch.Tensor, cuts: torch.Tensor, draw: Draw, wanted: Wanted
 ) -> dict[str, torch.Tensor]:
     """`sample_temperatures` of an engine that has none: it reads the rows once for each temperature."""
     found = [sample_rows(rows, each.contiguous(), draw, wanted) for each in cuts.unbind(1)]
@@ -248,7 +248,7 @@ def _to_numpy(answer: Sample) -> Sample:
     return Sample(*values)
 
 
-def _tensor(value):
+def _tensor(value: Any) -> Any:
     return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
 
 
@@ -262,7 +262,7 @@ def _cuts(plan: Plan, batch: int, device: torch.device) -> torch.Tensor:
     return plan.packed(device)
 
 
-def _cuts_at(plan: Plan, temperatures, batch: int, device: torch.device) -> torch.Tensor:
+def _cuts_at(plan: Plan, temperatures: Any, batch: int, device: torch.device) -> torch.Tensor:
     """[B or 1, T, number of cuts, number of fields]"""
     _cuts(plan, batch, device)  # its message names the plan as it was given
     temperatures = _tensor(temperatures)
@@ -275,7 +275,9 @@ def _cuts_at(plan: Plan, temperatures, batch: int, device: torch.device) -> torc
     raise ValueError(f"temperatures must hold one or more numbers >= 0, [T] or for each row [{batch}, T]; got {got}.")
 
 
-def _draw(rows: torch.Tensor, seed, step, streams, num_samples: int | None, vocab_limit: int | None) -> Draw:
+def _draw(
+    rows: torch.Tensor, seed: Any, step: Any, streams: Any, num_samples: int | None, vocab_limit: int | None
+) -> Draw:
     (batch, vocab), device = rows.shape, rows.device
     return Draw(
         _fresh_seed(rows) if seed is None else _coordinate("seed", seed, batch, -(2**63), 2**64, device),
@@ -293,7 +295,7 @@ def _count(name: str, value: int, low: int, high: int) -> int:
     return int(value)
 
 
-def _coordinate(name: str, value, batch: int, low: int, high: int, device: torch.device) -> int | torch.Tensor:
+def _coordinate(name: str, value: Any, batch: int, low: int, high: int, device: torch.device) -> int | torch.Tensor:
     """A number, reduced to a signed 64-bit one, or an int64 [B] tensor on `device`."""
     if type(value) is int and low <= value < 2**63 and value < high:  # the usual case, quickly
         return value
@@ -307,7 +309,7 @@ def _coordinate(name: str, value, batch: int, low: int, high: int, device: torch
     )
 
 
-def _streams(streams, batch: int, device: torch.device) -> torch.Tensor:
+def _streams(streams: Any, batch: int, device: torch.device) -> torch.Tensor:
     checked = _coordinate("streams", streams, batch, 0, 2**40, device)
     if not isinstance(checked, torch.Tensor):
         checked = torch.full((batch,), checked, device=device)
@@ -319,7 +321,7 @@ def _fresh_seed(rows: torch.Tensor) -> int | torch.Tensor:
     return drawn.to(rows.device).expand(rows.shape[0]) if _traced(rows) else int(drawn)
 
 
-def _wanted(stats, top_logprobs: int, logprobs_of, rows: torch.Tensor, limit: int) -> Wanted:
+def _wanted(stats: Any, top_logprobs: int, logprobs_of: Any, rows: torch.Tensor, limit: int) -> Wanted:
     names = STATISTICS if stats is True else (stats,) if isinstance(stats, str) else tuple(stats or ())
     unknown = [name for name in names if name not in STATISTICS]
     if unknown:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 
@@ -26,7 +27,7 @@ class Plan:
         self.cuts: tuple[Cut, ...] = _with_temperatures(self.rules)
         self.rows: int | None = _common_rows(self.rules, self.cuts)
         self._packed: dict[torch.device, torch.Tensor] = {}
-        self._packed_at: tuple | None = None
+        self._packed_at: tuple[Any, ...] | None = None
 
     def __repr__(self) -> str:
         return f"plan({', '.join(map(repr, self.rules))})"
@@ -66,7 +67,7 @@ def plan(*rules: Rule | Iterable[Rule]) -> Plan:
         TypeError: an argument is not a rule.
         ValueError: two parameters hold different numbers of rows.
     """
-    chain: Iterable = rules  # of rules; Plan says so if it is not
+    chain: Iterable[Any] = rules  # of rules; Plan says so if it is not
     if len(rules) == 1 and not isinstance(rules[0], Rule) and isinstance(rules[0], Iterable):
         chain = rules[0]
     return Plan(chain)

@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 import numbers
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 
@@ -71,8 +72,8 @@ class Rule:
     """A name and arguments for `repr`, and what they mean: cuts, or one temperature."""
 
     name: str
-    arguments: tuple
-    options: tuple = ()
+    arguments: tuple[Any, ...]
+    options: tuple[Any, ...] = ()
     cuts: tuple[Cut, ...] = ()
     temperature: Parameter | None = None
 
@@ -220,7 +221,7 @@ RULES = (temperature, top_h, top_k, top_p, min_p, typical, epsilon, eta, top_n_s
 # ---- parameters ----------------------------------------------------------------------------------------------------
 
 
-def _checked(name: str, given, low: float, high: float, ends: str, whole: bool = False) -> Parameter:
+def _checked(name: str, given: Any, low: float, high: float, ends: str, whole: bool = False) -> Parameter:
     """`given` as a float or a [B] float32 tensor, inside the interval whose ends are open or closed as `ends` says.
 
     A tensor on a GPU is not read back to check its range: that would cost a device synchronisation.
@@ -247,7 +248,7 @@ def _checked(name: str, given, low: float, high: float, ends: str, whole: bool =
     return checked
 
 
-def _describe(given, outside=None) -> str:
+def _describe(given: Any, outside: torch.Tensor | None = None) -> str:
     if isinstance(given, torch.Tensor):
         if outside is not None:
             return f"a tensor with {outside[0].item():g}"
@@ -262,7 +263,7 @@ def _keep(min_tokens_to_keep: int) -> float:
     return float(min_tokens_to_keep)
 
 
-def _option(min_tokens_to_keep: int) -> tuple:
+def _option(min_tokens_to_keep: int) -> tuple[tuple[str, int], ...]:
     return () if min_tokens_to_keep == 1 else (("min_tokens_to_keep", min_tokens_to_keep),)
 
 
@@ -282,7 +283,7 @@ def _is(value: Parameter, number: float) -> bool:
     return not isinstance(value, torch.Tensor) and value == number
 
 
-def _show(argument) -> str:
+def _show(argument: Any) -> str:
     if isinstance(argument, torch.Tensor):
         return f"<{len(argument)} values>"
     return repr(argument)

@@ -12,6 +12,7 @@ import re
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from typing import Any
 
 import numpy as np
 
@@ -331,6 +332,6 @@ def _logs(name: str, values: Floats, n: int) -> np.ndarray:
     return logs
 
 
-def _same_length(name: str, values: Sequence | np.ndarray, n: int) -> None:
+def _same_length(name: str, values: Sequence[Any] | np.ndarray, n: int) -> None:
     if len(values) != n:
         raise ValueError(f"{name} must hold one value for each sample ({n}); got {len(values)}.")

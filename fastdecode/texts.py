@@ -33,14 +33,14 @@ class Text:
         return self.raw_logprob / len(self.tokens)
 
 
-def save(texts: Iterable[Text], path: str | os.PathLike) -> None:
+def save(texts: Iterable[Text], path: str | os.PathLike[str]) -> None:
     """Write the records, one a line."""
     with open(path, "w", encoding="utf-8") as file:
         for text in texts:
             file.write(json.dumps(asdict(text), ensure_ascii=False) + "\n")
 
 
-def load(path: str | os.PathLike) -> list[Text]:
+def load(path: str | os.PathLike[str]) -> list[Text]:
     """Read what `save` wrote.
 
     Raises:

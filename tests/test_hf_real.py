@@ -22,6 +22,8 @@ PROMPTS = ["Once upon a time", "The sea was calm, and the old lighthouse keeper"
 def loaded():
     found = demo.load(None, None)
     found.tokenizer.padding_side = "left"
+    if found.tokenizer.pad_token is None:  # transformers 4.57 does not read it from this file
+        found.tokenizer.pad_token = found.tokenizer.eos_token
     return found
 
 

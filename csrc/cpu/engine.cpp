@@ -2,6 +2,9 @@
 #include "engine.h"
 
 #include <pthread.h>
+#if FD_X86
+#include <cpuid.h>
+#endif
 
 #include <atomic>
 #include <chrono>
@@ -26,7 +29,9 @@ const Target* const* runnable(int* count) {
     found[filled++] = &kBaselineTarget;
 #if FD_X86
     __builtin_cpu_init();
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    unsigned a, b, features, d;  // clang 14 does not know "f16c"
+    const bool f16c = __get_cpuid(1, &a, &b, &features, &d) && (features & bit_F16C);
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && f16c;
     if (avx2) found[filled++] = &kAvx2Target;
     if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))

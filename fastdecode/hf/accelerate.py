@@ -111,7 +111,7 @@ class _Switch:
         call = _redirected(self.model, args, kwargs, (own or entries)[-1].sample) if entries else None
         return self.generate(*args, **kwargs) if call is None else self.generate(*call.args[1:], **call.kwargs)
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         """A copy of the model is not accelerated, and must not generate with this one."""
         return getattr, (self.model, "generate")
 
@@ -119,7 +119,9 @@ class _Switch:
 _SIGNATURE = inspect.signature(theirs.GenerationMixin.generate)
 
 
-def _redirected(model: Any, args: tuple, kwargs: dict[str, Any], sample: Any) -> inspect.BoundArguments | None:
+def _redirected(
+    model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], sample: Any
+) -> inspect.BoundArguments | None:
     """The same call with our loop in it; None where transformers shall go its own way."""
     own = theirs.GenerationMixin
     if type(model).generate is not own.generate or type(model)._sample is not own._sample:

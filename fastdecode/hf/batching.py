@@ -98,7 +98,7 @@ class PerRequestProcessorList(batching.ContinuousBatchingLogitsProcessorList):
         super().__init__(theirs.LogitsProcessorList(processors), drop_unsupported_processors=False)
         self.tensors_required = sum(isinstance(p, batching.ContinuousBatchingLogitsProcessor) for p in processors)
 
-    def check_kwargs(self, kwargs: dict) -> None:
+    def check_kwargs(self, kwargs: dict[str, Any]) -> None:
         """Refuses a request with a parameter out of range: here only this request fails, later it would be all of them."""
         super().check_kwargs(kwargs)
         for processor in self.logits_processor:

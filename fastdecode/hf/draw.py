@@ -64,8 +64,8 @@ class Draw:
                 for value in (self.seed, self.streams)
             )
         remembers = config.return_dict_in_generate
-        self.scores: list | None = [] if remembers and config.output_scores else None
-        self.logits: list | None = [] if remembers and config.output_logits else None
+        self.scores: list[torch.Tensor] | None = [] if remembers and config.output_scores else None
+        self.logits: list[torch.Tensor] | None = [] if remembers and config.output_logits else None
         self.samples: list[Any] = []  # a Sample for each step
         self.live: list[torch.Tensor] = []
         self.steps = 0
@@ -95,7 +95,7 @@ class Draw:
         last = self.stages.last
         return (ops.truncate(logits, last) if last.rules else logits).argmax(-1).to(input_ids.device), None
 
-    def scores_so_far(self) -> tuple | None:
+    def scores_so_far(self) -> tuple[torch.Tensor, ...] | None:
         return None if self.scores is None else tuple(self.scores)
 
     def found(self, tokens: torch.Tensor) -> dict[str, Any]:
@@ -135,7 +135,7 @@ class Layers:
         names = [f"decoder_{kind}" if is_encoder_decoder else kind for kind in self.wanted]
         if is_encoder_decoder and "attentions" in self.wanted:
             names.append("cross_attentions")
-        self.kept: dict[str, list] = {name: [] for name in names}
+        self.kept: dict[str, list[Any]] = {name: [] for name in names}
 
     def keep(self, outputs: Any) -> None:
         for name, kept in self.kept.items():

@@ -48,7 +48,7 @@ class Forward:
             inputs |= {"input_ids": None, "inputs_embeds": embedded}
         return self.call(**inputs, return_dict=True)
 
-    def decoding(self) -> contextlib.AbstractContextManager:
+    def decoding(self) -> contextlib.AbstractContextManager[Any]:
         """A context for the steps after the first: some models are rearranged for decoding."""
         return contextlib.nullcontext() if _OLD else self.model._optimize_model_for_decode()
 

@@ -251,7 +251,7 @@ class _Watch:
             self.streamed = self.steps
 
     @staticmethod
-    def _raise_if_flagged(flagged: list) -> None:
+    def _raise_if_flagged(flagged: list[Any]) -> None:
         if any(flagged):
             rows = ", ".join(str(row) for row, times in enumerate(flagged) if times)
             raise ValueError(

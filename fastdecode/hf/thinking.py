@@ -145,7 +145,7 @@ class _Phase:
     was_soft = False  # is any of the tokens that the model sees next a mixture?
 
     def __init__(
-        self, rows: int, device: Any, end: int | None, cold_stop: float, patience: int, most: int | None, thinks
+        self, rows: int, device: Any, end: int | None, cold_stop: float, patience: int, most: int | None, thinks: Any
     ):
         if thinks is not None and (thinks.dtype != torch.bool or thinks.shape != (rows,)):
             raise ValueError(

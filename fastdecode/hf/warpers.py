@@ -84,7 +84,7 @@ class TemperatureLogitsWarper(_Masker, theirs.TemperatureLogitsWarper):
         self._read(theirs.TemperatureLogitsWarper)
 
 
-class TopHLogitsWarper(_Masker, _TheirTopH):
+class TopHLogitsWarper(_Masker, _TheirTopH):  # type: ignore[misc]  # a class all the same
     """Top-H: keep the most probable tokens while their entropy stays within `top_h` times the entropy of the row.
 
     `variant="hf"`, the default, is transformers' rule: both entropies are taken over the 100 largest logits, and that of the

@@ -1,0 +1,69 @@
+"""A program of a user who checks it with `mypy --strict`: `make lint` reads it, test_build.py runs it.
+
+A comment that lets an error pass fails the check where there is no error, so the wrong calls below show that mistakes are found.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+import fastdecode as fd
+import fastdecode.hf
+from fastdecode import selection, texts
+
+
+def next_tokens(logits: torch.Tensor, step: int) -> list[int]:
+    plan: fd.Plan = fd.plan(fd.temperature(0.8), fd.top_k(50), fd.min_p(torch.tensor([0.05, 0.1])))
+    s: fd.Sample = fd.sample(logits, plan, seed=1, step=step, streams=torch.tensor([4, 5]), stats=("entropy",))
+    tokens: torch.Tensor = s.tokens
+    entropy: torch.Tensor | None = s.entropy
+    assert entropy is not None and (s.status == fd.STATUS_OK).all()
+    return [int(token) for token in tokens]
+
+
+def answers(logits: torch.Tensor) -> str:
+    drawn: fd.Sample = fd.sample_temperatures(logits, [0.5, 1.0], fd.plan(fd.top_h(0.4)), num_samples=3, seed=2)
+    vote: selection.Vote = selection.majority_vote([str(int(token)) for token in drawn.tokens.flatten()])
+    return str(vote.answer)
+
+
+def masked(rows: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> torch.Tensor:
+    rule: fd.Rule = fd.typical(0.9, min_tokens_to_keep=2)
+    return fd.truncate(torch.from_numpy(rows), fd.plan([rule, fd.eta(3e-4)]))
+
+
+def thought(logits: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    soft: fd.SoftTokens = fd.soft_tokens(logits, noise="gumbel", tau=0.5, top_m=5, seed=3)
+    return fd.soft_embedding(soft, table)
+
+
+def machine() -> dict[str, dict[str, str]]:
+    return fd.info()
+
+
+def of_transformers() -> list[object]:
+    return [
+        fastdecode.hf.MinPLogitsWarper(0.05),
+        fastdecode.hf.FusedLogitsProcessor(fd.plan(fd.epsilon(3e-4))),
+        fastdecode.hf.sample_with(),
+    ]
+
+
+def mistakes(logits: torch.Tensor, some: list[texts.Text]) -> None:
+    fd.top_k("fifty")  # type: ignore[arg-type]
+    fd.sample(logits, fd.top_p(0.9))  # type: ignore[arg-type]
+    fd.sample(logits, sed=1)  # type: ignore[call-arg]
+    print(fd.sample(logits).token)  # type: ignore[attr-defined]
+    print(some[0].words)  # type: ignore[attr-defined]
+
+
+if __name__ == "__main__":
+    logits = torch.randn(2, 1000, generator=torch.Generator().manual_seed(0))
+    print(
+        next_tokens(logits, 0),
+        answers(logits),
+        masked(logits.numpy()).shape,
+        thought(logits, torch.ones(1000, 8)).shape,
+    )
+    print(len(machine()), len(of_transformers()))
