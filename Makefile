@@ -4,6 +4,7 @@
 # make gpu-check  on a machine with an NVIDIA GPU and nvcc: build, all CUDA tests, compute-sanitizer, benchmarks
 # make dev      compile the extension again after a change in csrc/ (Python files need nothing)
 # make doctor   versions, build, engines, self-test
+# make fuzz     ten minutes of random plans and hostile rows for the C++ engine, compiled with sanitizers
 # make lint     formatting and types
 # make clean    remove what was built; the virtual environment stays
 #
@@ -29,7 +30,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 # Without build isolation, objects under build/ are found again by the next build.
 IN_PLACE := $(PIP) --no-build-isolation -e
 
-.PHONY: demo test bench bench-quick gpu-check dev doctor lint clean native
+.PHONY: demo test fuzz bench bench-quick gpu-check dev doctor lint clean native
 
 demo: $(VENV)/.demo native
 	$(BIN)/python -m fastdecode generate "$(PROMPT)" --compare --temperature 1.2 --seed $(SEED)
@@ -38,6 +39,10 @@ demo: $(VENV)/.demo native
 test: export FASTDECODE_REQUIRE ?= $(shell [ "$$(uname -s)" = Linux ] && echo cpu,triton || echo cpu)
 test: $(VENV)/.test native
 	$(BIN)/pytest -q tests
+
+# Another seed each time; a failure says which case of which seed to run again.
+fuzz: $(VENV)/.test
+	$(BIN)/python tests/fuzzed.py
 
 # Close other programs first; llama.cpp is measured too where llama-cpp-python is installed in .venv.
 bench: $(VENV)/.bench native

@@ -30,9 +30,9 @@ def compiler() -> list[str]:
 def build(tree: Path, flags: list[str], files: dict[str, list[str]], link: list[str], target: str) -> Path:
     """Compiles files of a tree (each with flags of its own) side by side and links them, unless that was done before."""
     key = hashlib.sha256(repr((compiler(), flags, files, link, sys.version)).encode())
-    for folder in ("csrc", "tests/emulation"):
+    for folder in ("csrc", "tests/emulation", "tests/fuzz"):
         for path in sorted((tree / folder).rglob("*")):
-            if path.suffix in {".h", ".cuh", ".cpp"}:
+            if path.suffix in {".h", ".inl", ".cuh", ".cpp"}:
                 key.update(path.read_bytes())
     built = tree / "build" / "emulation" / key.hexdigest()[:16] / target
     if built.exists():

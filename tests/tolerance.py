@@ -83,3 +83,9 @@ CACHED = 2e-5  # absolute: weights and entropies from a tiny model in float32, w
 
 SHARE = 1e-12  # absolute, of numbers around 1: a few float64 roundings of sums and exponentials
 FITTED = 1e-3  # of the logarithm of a likelihood: where a minimiser stops, against a search of our own around it
+
+# ---- memory ------------------------------------------------------------------------------------------------------------
+
+LEAK = (
+    8 * 2**20
+)  # bytes that 10 000 calls may leave behind: an allocator keeps some; one float32 row of 700 lost a call is 28 MB

@@ -123,10 +123,11 @@ class Peer:
         return tokens
 
     def draw(self, row: torch.Tensor, count: int, seed: int, listed: bool = False) -> torch.Tensor:
-        batch = min(count, max(1, 2**23 // row.numel()), 2**14)
+        batch = min(count, max(1, 2**22 // row.numel()), 2**14)
         rows = row.to(self.device).repeat(batch, 1)
-        # A copy each time: a sampler may well work in place.
-        found = [self.ask(rows.clone(), seed) for _ in range(-(-count // batch))]
+        given, found = torch.empty_like(rows), []
+        for _ in range(-(-count // batch)):
+            found.append(self.ask(given.copy_(rows), seed))  # a copy: a sampler may well work in place
         return torch.cat(found)[:count]
 
     def pairs(self, row: torch.Tensor, count: int, seed: int) -> dict[str, torch.Tensor]:
