@@ -26,6 +26,7 @@
 #define ASAN_UNPOISON_MEMORY_REGION(at, bytes) ((void)(at), (void)(bytes))
 #endif
 extern "C" void __sanitizer_set_death_callback(void (*)(void));
+extern "C" const char* __tsan_default_options() { return "halt_on_error=1"; }  // so that it dies in the case at fault
 
 namespace {
 
