@@ -49,7 +49,7 @@ SLOW_QUICK = Effort(2048, 2**13, 0, 2**12, 10**4, 512, 1)
 SLOW = Effort(2048, 2**15, 2**15, 2**14, 10**6, 512, 2)
 # A peer reads a row for every draw. To find 24-bit noise takes 3e9 noises, however they are divided into rows.
 PEER_QUICK = Effort(4096, 2**14, 0, 2**13, 5 * 10**5, 64)
-PEER = Effort(128256, 2**14, 2**15, 2**16, 10**7, 64)
+PEER = Effort(128256, 2**13, 2**15, 2**16, 5 * 10**6, 64)
 
 
 _KEEPS_ALL = fd.plan(Rule("cut", (), cuts=(Cut(FLOOR, offset=-1e4),)))
@@ -169,7 +169,7 @@ def peer_named(named: str, device: str | None) -> Peer:
         raise ValueError(f"--peer must be MODULE:FUNCTION, such as mine:sample; got {named!r}")
     try:
         found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # whatever the module does when it is imported
         raise ValueError(f"--peer {named} cannot be imported: {error}") from None
     if not callable(found):
         raise ValueError(f"--peer {named} must be a function f(logits [B, V], seed); got {type(found).__name__}")
