@@ -86,6 +86,5 @@ FITTED = 1e-3  # of the logarithm of a likelihood: where a minimiser stops, agai
 
 # ---- memory ------------------------------------------------------------------------------------------------------------
 
-LEAK = (
-    8 * 2**20
-)  # bytes that 10 000 calls may leave behind: an allocator keeps some; one float32 row of 700 lost a call is 28 MB
+# Bytes that 10 000 calls may leave behind: an allocator keeps some; one float32 row of 700 lost at each call would be 28 MB.
+LEAK = 8 * 2**20
