@@ -4,6 +4,7 @@
 # make gpu-check  on a machine with an NVIDIA GPU and nvcc: build, all CUDA tests, compute-sanitizer, benchmarks
 # make dev      compile the extension again after a change in csrc/ (Python files need nothing)
 # make doctor   versions, build, engines, self-test
+# make fuzz     ten minutes of random plans and hostile rows for the C++ engine, compiled with sanitizers
 # make lint     formatting and types
 # make wheel    the source distribution and the wheel, in dist/; test-install: both into an empty environment, with their self-tests
 # make test-hf457   the tests of fastdecode.hf with the last transformers 4
@@ -34,7 +35,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 # Without build isolation, objects under build/ are found again by the next build.
 IN_PLACE := $(PIP) --no-build-isolation -e
 
-.PHONY: demo test bench bench-quick gpu-check dev doctor lint wheel test-install test-hf457 test-oldest clean native
+.PHONY: demo test fuzz bench bench-quick gpu-check dev doctor lint wheel test-install test-hf457 test-oldest clean native
 
 demo: $(VENV)/.demo native
 	$(BIN)/python -m fastdecode generate "$(PROMPT)" --compare --temperature 1.2 --seed $(SEED)
@@ -43,6 +44,10 @@ demo: $(VENV)/.demo native
 test: export FASTDECODE_REQUIRE ?= $(shell [ "$$(uname -s)" = Linux ] && echo cpu,triton || echo cpu)
 test: $(VENV)/.test native
 	$(BIN)/pytest -q tests
+
+# Another seed each time; a failure says which case of which seed to run again.
+fuzz: $(VENV)/.test
+	$(BIN)/python tests/fuzzed.py
 
 # Close other programs first; llama.cpp is measured too where llama-cpp-python is installed in .venv.
 bench: $(VENV)/.bench native

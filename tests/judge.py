@@ -12,15 +12,14 @@ from functools import cache
 
 import torch
 from cases import INPUTS, PLANS
-from tolerance import EDGE, ENTROPY_EDGE, ENTROPY_NATS, KEY, LEAD, NATS, NATS_RELATIVE, PROBABILITY
+from tolerance import ENTROPY_NATS, LEAD, NATS, NATS_RELATIVE, PROBABILITY
 
 import fastdecode as fd
 from fastdecode import dispatch, reference
 from fastdecode.record import STATISTICS, Draw, Wanted
-from fastdecode.rules import BY_TYPICALITY, COUNT, DRAW, ENTROPY, FIELDS, FLOOR, SURPRISAL, Cut
+from fastdecode.verify.masks import FIELD, follow
 
 SEED, STEP, SAMPLES, TOP = 20_26, 3, 3, 2
-FIELD = {name: place for place, name in enumerate(FIELDS)}
 
 
 @dataclass(frozen=True)
@@ -122,55 +121,9 @@ def explained_by_edges(of: Verdict, rows: torch.Tensor) -> torch.Tensor:
     """The engine's masks of these rows, each cut of which agrees with the reference's but for tokens at its edge."""
     x = of.logits[rows]
     cuts = of.cuts[rows] if len(of.cuts) > 1 else of.cuts.expand(len(rows), -1, -1)
-    before = (x > -math.inf) & (torch.arange(x.shape[1]) < of.limit)
-    if (x == math.inf).any():
-        before &= (x == math.inf) | ~(x == math.inf).any(1, keepdim=True)
-    plain = torch.tensor([float(v) for v in vars(Cut(DRAW)).values()]).expand(len(rows), 1, -1)
-    for place in range(cuts.shape[1] - 1):
-        after = engine_keeps(x, torch.cat([cuts[:, : place + 1], plain], 1).contiguous(), of.limit)
-        low, high = bracket(torch.where(before, x, -math.inf), cuts[:, place], plain)
-        far = (low & ~after) | (after & ~high)
-        greedy = cuts[:, place, FIELD["temperature"]] == 0
-        far = torch.where(greedy[:, None], after != before, far)
-        shown = [(int(rows[r]), t) for r, t in far.nonzero()[:5].tolist()]
-        assert not far.any(), (
-            f"cut {place} of {of.plan!r}: {int(far.sum())} (row, token) far from the edge, such as {shown}"
-        )
-        before = after
-    whole = engine_keeps(x, cuts.contiguous(), of.limit)
-    first = torch.where(before, x, -math.inf).argmax(1, keepdim=True)
-    greedy = cuts[:, -1, FIELD["temperature"]] == 0
-    expected = torch.where(greedy[:, None], torch.arange(x.shape[1]) == first, before)
-    assert torch.equal(whole, expected), "the plan keeps other tokens than its cuts one by one"
-    return whole
-
-
-def bracket(x: torch.Tensor, cut: torch.Tensor, plain: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The fewest and the most tokens a cut [B, fields] may keep of the survivors, which are those of x that are not -inf."""
-    is_floor, is_count = int(cut[0, FIELD["kind"]]) == FLOOR, int(cut[0, FIELD["measure"]]) == COUNT
-    d = x.double() / cut[:, FIELD["temperature"], None].double()
-    d = d - d.amax(1, keepdim=True)
-    p = d.softmax(1)
-    mean = torch.where(p > 0, p * d, 0.0).sum(1, keepdim=True)
-    distance = torch.full((len(x),), EDGE, dtype=torch.float64)
-    if int(cut[0, FIELD["measure"]]) in (SURPRISAL, ENTROPY):
-        distance += ENTROPY_EDGE / (d.logsumexp(1) - mean[:, 0]).clamp(min=1e-300)
-    found = []
-    for sign in (-1, 1):
-        moved = cut.double().clone()
-        if not is_floor and not is_count:
-            moved[:, FIELD["need"]] *= 1 + sign * distance
-        moved[:, FIELD["offset"]] -= sign * EDGE
-        moved[:, FIELD["offset_h"]] -= sign * EDGE
-        pair = torch.cat([moved[:, None], plain.double()], 1)
-        found.append(reference.survivors(x, pair, x.shape[1]).keep)
-    low, high = found
-    if not is_floor and int(cut[0, FIELD["order"]]) == BY_TYPICALITY:
-        key = (d - mean).abs()
-        blur = KEY * (1 + d.abs())
-        edges = [torch.where(mask, key, -math.inf).amax(1, keepdim=True) for mask in found]
-        low, high = low & (key < edges[0] - blur), (x > -math.inf) & (key <= edges[1] + blur)
-    return low, high
+    kept, complaint = follow(x, cuts, of.limit, engine_keeps)
+    assert not complaint, f"{complaint}, of {of.plan!r} in rows {rows.tolist()}"
+    return kept
 
 
 # ---- samples -------------------------------------------------------------------------------------------------------

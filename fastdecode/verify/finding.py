@@ -1,0 +1,25 @@
+"""What a check found, and how it tells how far it has come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+Tick = Callable[[float], None]  # the share of a check that is done
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the summary."""
+
+    right: bool | None  # None: not run here
+    seen: str
+    finds: str = ""  # what the check would have found: its power
+
+
+@dataclass(frozen=True)
+class Check:
+    """A question about a sampler."""
+
+    name: str
+    ask: Callable[[Tick], Finding]
