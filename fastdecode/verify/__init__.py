@@ -9,10 +9,14 @@ result stands the smallest fault that it would have found with probability 0.999
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from .. import dispatch
-from .finding import Check, Finding, Tick
+from .finding import Check, Finding, Line, Tick
+
+if TYPE_CHECKING:
+    from .samplers import Sampler
 
 __all__ = ["run"]
 
@@ -42,7 +46,12 @@ def run(backend: str | None, peer: str | None, device: str | None, quick: bool, 
     return 0
 
 
-def ask(sampler, quick: bool, seed: int, progress: Callable) -> list[tuple[str, Finding, float]]:
+def ask(
+    sampler: Sampler,
+    quick: bool,
+    seed: int,
+    progress: Callable[[Sequence[Check], Callable[[Check, Tick], Finding]], list[Line]],
+) -> list[Line]:
     """All checks that suit a sampler, with their findings."""
     from . import draws, exact
     from .samplers import Engine, effort

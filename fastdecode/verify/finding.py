@@ -23,3 +23,6 @@ class Check:
 
     name: str
     ask: Callable[[Tick], Finding]
+
+
+Line = tuple[str, Finding, float]  # a check's name, what it found, seconds

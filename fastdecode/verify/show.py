@@ -7,9 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from .finding import Check, Finding, Tick
-
-Line = tuple[str, Finding, float]  # name, what was found, seconds
+from .finding import Check, Finding, Line, Tick
 
 VERDICTS = {True: "right", False: "WRONG", None: "not run"}
 
