@@ -74,7 +74,7 @@ def test_the_defaults_of_soft_thinking_are_those_of_the_text():
 
 def test_the_commands_parse():
     runs = [shlex.split(line.split("-m fastdecode", 1)[1]) for line in COMMANDS if "-m fastdecode" in line]
-    assert len(runs) == 6
+    assert len(runs) == 7
     for arguments in runs:
         if "--help" not in arguments:
             cli._parser().parse_args(arguments)
