@@ -157,7 +157,7 @@ def test_ids_outside_the_vocabulary_have_no_probability(triton):
 
 # ---- faults that the suite must notice ---------------------------------------------------------------------------------
 
-MODULES = ("measure", "search", "rows", "outputs", "engine")
+MODULES = ("measure", "search", "rows", "outputs", "soft", "engine")
 FAULTS = (
     ("the last tile is left out", "search", "for start in range(0, n_listed, TILE):", "for start in range(0, n_listed - TILE, TILE):", "V=32000", "top_p(0.9)"),
     ("tiles overlap", "measure", "for start in range(0, n_listed, TILE):", "for start in range(0, n_listed, TILE // 2):", "V=32000", "top_k, top_h"),
