@@ -49,7 +49,7 @@ struct Split {
 
 // Adds up the survivors, and those above the bracket also by group, and gathers the logits of those inside it: those of group
 // g from run_start[g] on. With kWhole, the moment of the survivors; with kAbove, of those above.
-template <bool kWhole, bool kAbove>
+template <bool kWhole, bool kAbove, bool kClamp>
 static Split split(const Row& row, const Workspace& ws, float base, float c, Interval interval, Bracket bracket) {
   const V base_v = all(base), c_v = all(c), least = all(least_drop(c));
   const Interval wide{fmaxf(bracket.wide.bottom(), interval.lo), fminf(bracket.wide.hi, interval.hi)};
@@ -73,7 +73,9 @@ static Split split(const Row& row, const Workspace& ws, float base, float c, Int
         for (int i = chunk; i < chunk + kChunk; i += kStep * kLanes) {
           V v[kStep], d[kStep], w[kStep];
           for (int k = 0; k < kStep; ++k) v[k] = held(x[i + k * kLanes]);
-          for (int k = 0; k < kStep; ++k) d[k] = max_of(v[k] - base_v, least);
+          for (int k = 0; k < kStep; ++k) d[k] = v[k] - base_v;
+          if (kClamp || x.kPadded)
+            for (int k = 0; k < kStep; ++k) d[k] = max_of(d[k], least);
           exp2_of<kStep>(d, c_v, w);
           for (int k = 0; k < kStep; ++k) {
             M in = at_least(v[k], low), in_inner = at_least(v[k], inner_low);
@@ -86,11 +88,10 @@ static Split split(const Row& row, const Workspace& ws, float base, float c, Int
               count += __builtin_popcount(bits_of(alive));
               w[k] = zero_unless(alive, w[k]);
             }
-            const V part = zero_unless(in_inner, w[k]);
             inner_count += __builtin_popcount(bits_of(in_inner));
-            mass += w[k], mass_in += part;
+            mass += w[k], mass_in = add_where(in_inner, mass_in, w[k]);
             if (kWhole) moment += w[k] * d[k];
-            if (kAbove) moment_in += part * d[k];
+            if (kAbove) moment_in += zero_unless(in_inner, w[k]) * d[k];
             found.between += pack_few(v[k], bits_of(first_only(in, in_inner)), ws.x + found.between);
           }
         }
@@ -121,11 +122,17 @@ static Split split(const Row& row, const Workspace& ws, float base, float c, Int
   return found;
 }
 
-static Split split_for(const Cut& cut, const Row& row, const Workspace& ws, float base, float c, Interval interval,
-                       Bracket bracket) {
-  if (measures_moment(cut)) return split<true, true>(row, ws, base, c, interval, bracket);
-  if (wants_moment(cut)) return split<true, false>(row, ws, base, c, interval, bracket);
-  return split<false, false>(row, ws, base, c, interval, bracket);
+static Split split_for(const Cut& cut, const Row& row, const Workspace& ws, float base, float least, float c,
+                       Interval interval, Bracket bracket) {
+  auto split_by = [&](auto whole, auto above) {
+    constexpr bool kWhole = decltype(whole)::value, kAbove = decltype(above)::value;
+    return may_vanish(base, least, c) ? split<kWhole, kAbove, true>(row, ws, base, c, interval, bracket)
+                                      : split<kWhole, kAbove, false>(row, ws, base, c, interval, bracket);
+  };
+  const std::true_type yes;
+  const std::false_type no;
+  if (measures_moment(cut)) return split_by(yes, yes);
+  return wants_moment(cut) ? split_by(yes, no) : split_by(no, no);
 }
 
 }  // namespace FD_TARGET

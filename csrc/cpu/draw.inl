@@ -13,15 +13,20 @@
 namespace fastdecode {
 namespace FD_TARGET {
 
+constexpr int kQuads = 16;  // four words each
+
+static void words_from(const Coordinates& at, int64_t first, uint32_t* words) {
+  for (int quad = 0; quad < kQuads; ++quad) {
+    const Words four = words_of(at, uint32_t(first / 4 + quad));
+    for (int k = 0; k < 4; ++k) words[4 * quad + k] = four.w[k];
+  }
+}
+
 // E = -log(v) for indices [first, first + n), first a multiple of 4; writes up to 63 entries more.
 static void exponentials(const Coordinates& at, int64_t first, int64_t n, double* out) {
-  constexpr int kQuads = 16;
   uint32_t words[4 * kQuads];
   for (int64_t i = 0; i < n; i += 4 * kQuads) {
-    for (int quad = 0; quad < kQuads; ++quad) {
-      const Words four = words_of(at, uint32_t((first + i) / 4 + quad));
-      for (int k = 0; k < 4; ++k) words[4 * quad + k] = four.w[k];
-    }
+    words_from(at, first + i, words);
     for (int k = 0; k < 4 * kQuads; ++k) out[i + k] = exponential_of(words[k]);
   }
 }
@@ -32,11 +37,45 @@ FD_FN double exponential_at(const Coordinates& at, int64_t index) {
 
 static double exponential_for(const Coordinates& at, int64_t index) { return exponential_at(at, index); }
 
+// The first of the largest mass(i) / E over indices first + i for i in [0, n), where some mass is above 0; `most(i)` is no
+// less than mass(i), and quicker to tell. `bound` has room for 63 more.
+// E is at least 1 - v, and little more where it is small: so most / (1 - v) tells of nearly all that they cannot win, and a
+// logarithm is taken for the others alone.
+template <class Most, class Mass>
+static int64_t winner(const Coordinates& at, int64_t first, int64_t n, double* bound, Most most, Mass mass) {
+  uint32_t words[4 * kQuads];
+  D highest{};
+  for (int64_t i = 0; i < n; i += 4 * kQuads) {
+    words_from(at, first + i, words);
+    for (int k = 0; k < 4 * kQuads; ++k)
+      bound[i + k] = (i + k < n ? most(i + k) : 0.0) / ((double(words[k]) + 0.5) * (1.0 / 4294967296.0));
+    for (int k = 0; k < 4 * kQuads; k += kLanes / 2) {
+      D some;
+      memcpy(&some, bound + i + k, sizeof some);
+      highest = some > highest ? some : highest;
+    }
+  }
+  auto score = [&](int64_t i) { return mass(i) / exponential_at(at, first + i); };
+  double largest = 0;
+  for (int lane = 0; lane < kLanes / 2; ++lane) largest = highest[lane] > largest ? highest[lane] : largest;
+  int64_t best = 0;
+  while (bound[best] != largest) ++best;
+  const double reached = score(best) * (1 - 1e-9);  // rounding
+  double best_score = -1;
+  for (int64_t i = 0; i < n; ++i) {
+    if (!(bound[i] >= reached)) continue;
+    const double its = score(i);
+    if (its > best_score) best_score = its, best = i;
+  }
+  return best;
+}
+
 class Drawer {
  public:
-  // 1. Group masses at the scale of a temperature, once for all samples.
-  Drawer(Survivors& survivors, const Row& row, const Workspace& ws, Scale scale)
-      : gathered_(survivors.gathered()),
+  // 1. Group masses at the scale of a temperature, once for all `samples`.
+  Drawer(Survivors& survivors, const Row& row, const Workspace& ws, Scale scale, int64_t samples)
+      : survivors_(survivors),
+        gathered_(survivors.gathered()),
         interval_(survivors.interval()),
         row_(row),
         ws_(ws),
@@ -44,6 +83,7 @@ class Drawer {
         mass_(survivors.sums_at(scale).mass) {
     if (!gathered_) {
       runs_ = row.groups();
+      if (samples > 2) survivors.settle_masses();
       return;
     }
     const int64_t n = survivors.count();
@@ -83,18 +123,12 @@ class Drawer {
   }
 
   int64_t winning_group(const Coordinates& at) const {
-    exponentials(at, 0, runs_, ws_.group_noise);
-    return best_of(ws_.group_mass, ws_.group_noise, runs_);
-  }
-
-  // The first of the largest mass / noise; the noise is overwritten. No mass, no win: the largest is above 0.
-  template <class T>
-  static int64_t best_of(const T* mass, double* noise, int64_t n) {
-    for (int64_t i = 0; i < n; ++i) noise[i] = double(mass[i]) / noise[i];
-    int64_t best = 0;
-    for (int64_t i = 1; i < n; ++i)
-      if (noise[i] > noise[best]) best = i;
-    return best;
+    const double* mass = ws_.group_mass;
+    auto plain = [&](int64_t g) { return mass[g]; };
+    if (!survivors_.masses_lack_edge()) return winner(at, 0, runs_, ws_.group_noise, plain, plain);
+    auto most = [&](int64_t g) { return survivors_.most_mass_of(g); };
+    auto exact = [&](int64_t g) { return survivors_.mass_of(g); };
+    return winner(at, 0, runs_, ws_.group_noise, most, exact);
   }
 
   // 3.
@@ -116,17 +150,18 @@ class Drawer {
 
   int64_t winning_token(const Coordinates& at, int64_t group) const {
     alignas(64) float buffer[kGroupSize], w[kGroupSize];
-    double noise[kGroupSize + 63];
+    double bound[kGroupSize + 63];
     const float* x = row_.group(group, -INFINITY, buffer);
     const float bottom = interval_.bottom();
     for (int i = 0; i < kGroupSize; i += kLanes) {
       const V v = load(x + i), d = max_of(v - scale_.base, all(least_drop(scale_.c)));
       store(w + i, zero_unless(Interval::has(v, bottom, interval_.hi), exp2_of(d, all(scale_.c))));
     }
-    exponentials(at, group * kGroupSize, kGroupSize, noise);
-    return group * kGroupSize + best_of(w, noise, kGroupSize);
+    auto weight = [&](int64_t i) { return double(w[i]); };
+    return group * kGroupSize + winner(at, group * kGroupSize, kGroupSize, bound, weight, weight);
   }
 
+  const Survivors& survivors_;
   const bool gathered_;
   const Interval interval_;
   const Row& row_;

@@ -51,11 +51,12 @@ class Guess {
     const V least = all(least_drop(c));
     const float bottom = interval.bottom();
     row.each(-INFINITY, [&](int64_t g, auto x) FD_INLINE {
-      if (g % every_) return;
+      if (g & (every_ - 1)) return;
+      const int64_t nth = every_ == 2 ? g / 2 : g;
       for (int i = 0; i < kStretch; i += kLanes) {
-        const V v = x[int(g / every_ * 7 % (kGroupSize / kStretch)) * kStretch + i], d = max_of(v - base, least);
+        const V v = x[int(nth * 7 % (kGroupSize / kStretch)) * kStretch + i], d = max_of(v - base, least);
         const M light = both(Interval::has(v, bottom, interval.hi), less(v, all(bound)));
-        const int64_t at = g / every_ * kStretch + i;
+        const int64_t at = nth * kStretch + i;
         store(ws.key + at, v), store(ws.key_y + at, d * c);
         store(ws.key_w + at, zero_unless(light, by_count ? all(1.0f) : exp2_of(d, all(c))));
       }
@@ -193,11 +194,11 @@ class Guess {
     V mass[kPivots], moment[kPivots], pivot[kPivots];
     for (int p = 0; p < kPivots; ++p) mass[p] = moment[p] = all(0.0f), pivot[p] = all(pivots_[p]);
     for (int64_t i = 0; i < n_; i += kLanes) {
-      const V key = load(ws_.key + i), w = load(ws_.key_w + i);
+      const V key = load(ws_.key + i), w = load(ws_.key_w + i), wy = kMoment ? w * load(ws_.key_y + i) : w;
       for (int p = 0; p < kPivots; ++p) {
-        const V part = zero_unless(at_least(key, pivot[p]), w);
-        mass[p] += part;
-        if (kMoment) moment[p] += part * load(ws_.key_y + i);
+        const M in = at_least(key, pivot[p]);
+        mass[p] = add_where(in, mass[p], w);
+        if (kMoment) moment[p] = add_where(in, moment[p], wy);
       }
     }
     for (int p = 0; p < kPivots; ++p) {
@@ -223,7 +224,7 @@ class Guess {
 
   Cut cut_;
   const Workspace& ws_;
-  const int every_;        // the sample is of every so many groups:
+  const int every_;        // the sample is of every so many groups, 1 or 2:
   double each_;            // one of its tokens stands for so many,
   const int64_t sampled_;  // and it has so many
   const float base_, c_;

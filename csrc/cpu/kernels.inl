@@ -38,7 +38,7 @@ static Sums row_sums_in(const Row& row, const Workspace& ws, float max, float c,
       for (int i = chunk; i < chunk + kChunk; i += kStep * kLanes) {
         V d[kStep], w[kStep];
         for (int k = 0; k < kStep; ++k) d[k] = x[i + k * kLanes] - max_v;
-        if (kClamp || !x.kHalves)  // a padded group is of floats, and its padding is -inf
+        if (kClamp || x.kPadded)  // with -inf
           for (int k = 0; k < kStep; ++k) d[k] = max_of(d[k], least);
         exp2_of<kStep>(d, c_v, w);
         for (int k = 0; !kOpen && k < kStep; ++k) {
@@ -58,9 +58,12 @@ static Sums row_sums_in(const Row& row, const Workspace& ws, float max, float c,
   return {double(n), sum_of_lanes(masses), kMoment ? sum_of_lanes(moments) * double(c) * kLn2 : double(NAN)};
 }
 
+// Can an exponent lie below kLeastExponent, where no logit is smaller than `least`?
+FD_FN bool may_vanish(float max, float least, float c) { return !((max - least) * c <= -kLeastExponent); }
+
 static Sums row_sums(const Row& row, const Workspace& ws, float max, float least, float c, Interval interval,
                      bool moment) {
-  const bool clamp = !((max - least) * c <= -kLeastExponent);
+  const bool clamp = may_vanish(max, least, c);
   // Calls by name: through a pointer, the compiler reckons with exceptions.
   if (!interval.open())
     return moment ? row_sums_in<false, true, true>(row, ws, max, c, interval)
@@ -176,19 +179,22 @@ static int64_t keep_between(const Workspace& ws, int64_t n, Interval interval) {
 }
 
 // A bound that at least `rank` and few more groups' maxima reach: so many tokens at least lie at or above it. kLowest where
-// there are not so many groups.
+// there are not so many groups. Behind the maxima lie kLanes of -inf.
 static float bound_by_groups(const float* group_max, int64_t groups, int64_t rank) {
-  float high = kLowest, low = INFINITY;
-  for (int64_t g = 0; g < groups; ++g) {
-    high = group_max[g] > high ? group_max[g] : high;
-    low = group_max[g] < low ? group_max[g] : low;
+  V highest = all(-INFINITY), minus_lowest = highest;
+  for (int64_t g = 0; g < groups; g += kLanes) {
+    const V x = load(group_max + g);
+    highest = max_of(highest, x);
+    minus_lowest = max_of(minus_lowest, choose(less(count_up(), all(float(groups - g))), -x, all(-INFINITY)));
   }
+  float high = fmaxf(largest_lane(highest), kLowest), low = -largest_lane(minus_lowest);
   if (rank >= groups || !(low > kLowest)) return kLowest;
   // `low` is always reached by at least `rank` groups; bisect until it is not reached by many more.
   for (int round = 0; round < 12; ++round) {
     const float middle = low + (high - low) / 2;
     int64_t reached = 0;
-    for (int64_t g = 0; g < groups; ++g) reached += group_max[g] >= middle;
+    for (int64_t g = 0; g < groups; g += kLanes)
+      reached += __builtin_popcount(bits_of(at_least(load(group_max + g), all(middle))));
     if (reached >= rank)
       low = middle;
     else

@@ -18,10 +18,10 @@ constexpr int kStep = kLanes == 4 ? 2 : 4;   // vectors side by side; SSE has 16
 constexpr int kChunk = 16 * kLanes;          // tokens added up in float, 16 to a lane, before they go on in double
 static_assert(kGroupSize % kChunk == 0, "a group is a whole number of chunks");
 
-// kLanes logits of a group as floats, from token i of it on.
-template <int kDtype>
+// kLanes logits of a group as floats, from token i of it on; kPadded where the row ends inside the group.
+template <int kDtype, bool kIsPadded = false>
 struct Lanes {
-  static constexpr bool kHalves = kDtype != kFloat32;
+  static constexpr bool kPadded = kIsPadded;
   const void* first;
   FD_FN V load_of(const void* first, int i) {
     if (kDtype == kFloat32) return load(static_cast<const float*>(first) + i);
@@ -73,7 +73,7 @@ struct Row {
     else
       for (int64_t g = 0; g < whole; ++g) look(g, Lanes<kBFloat16>{at + g * bytes});
     alignas(64) float buffer[kGroupSize];
-    if (whole * kGroupSize < limit) look(whole, Lanes<kFloat32>{group(whole, pad, buffer)});
+    if (whole * kGroupSize < limit) look(whole, Lanes<kFloat32, true>{group(whole, pad, buffer)});
   }
 
   float at(int64_t i) const { return load_as_float(base, dtype, i); }
@@ -94,27 +94,32 @@ struct Extent {
   float least = -INFINITY;  // no logit is smaller; -INFINITY where nobody looked
 };
 
-// The largest logit of the row and of each group.
+// The largest logit of the row and of each group. Without their signs, in integers, NaN and infinities come last: the
+// largest of those tells of specials, and bounds the smallest logit, at the price of half an addition.
 static Extent row_max_of_floats(const Row& row, float* group_max) {
-  V total = all(0.0f);  // not finite if any logit is not; nor if 10^38 is near, which the caller sorts out
+  auto larger = [](U a, U b) FD_INLINE { return a > b ? a : b; };
+  auto twice = [](V x) FD_INLINE { return U(x) + U(x); };  // the sign falls out
+  U farthest{};
   V maximum = all(-INFINITY);
   const float pad = row.at((row.limit - 1) / kGroupSize * kGroupSize);  // one of the last group's own
   row.each(pad, [&](int64_t g, auto x) FD_INLINE {
     V m0 = held(x[0]), m1 = held(x[kLanes]), m2 = held(x[2 * kLanes]), m3 = held(x[3 * kLanes]);
-    V t0 = m0, t1 = m1, t2 = m2, t3 = m3;
+    U f0 = twice(m0), f1 = twice(m1), f2 = twice(m2), f3 = twice(m3);
     for (int i = 4 * kLanes; i < kGroupSize; i += 4 * kLanes) {
       const V x0 = held(x[i]), x1 = held(x[i + kLanes]);
       const V x2 = held(x[i + 2 * kLanes]), x3 = held(x[i + 3 * kLanes]);
       m0 = max_of(m0, x0), m1 = max_of(m1, x1), m2 = max_of(m2, x2), m3 = max_of(m3, x3);
-      t0 += x0, t1 += x1, t2 += x2, t3 += x3;
+      f0 = larger(f0, twice(x0)), f1 = larger(f1, twice(x1)), f2 = larger(f2, twice(x2)), f3 = larger(f3, twice(x3));
     }
-    total += (t0 + t1) + (t2 + t3);
+    farthest = larger(farthest, larger(larger(f0, f1), larger(f2, f3)));
     const V m = max_of(max_of(m0, m1), max_of(m2, m3));
     group_max[g] = largest_lane(m);
     maximum = max_of(maximum, m);
   });
-  const V rest = total - total;  // 0, or a NaN
-  return {largest_lane(maximum), bits_of(at_least(rest, rest)) != (1u << kLanes) - 1};
+  uint32_t bits = 0;
+  for (int lane = 0; lane < kLanes; ++lane) bits = farthest[lane] > bits ? farthest[lane] : bits;
+  const bool special = bits >= 0xff000000u;
+  return {largest_lane(maximum), special, special ? -INFINITY : -float_of_bits(bits >> 1)};
 }
 
 // The largest of sign * x over the lanes.
@@ -165,6 +170,7 @@ static Extent row_max_of_halves(const Row& row, float* group_max) {
 }
 
 static Extent row_max(const Row& row, float* group_max) {
+  store(group_max + row.groups(), all(-INFINITY));  // for those who look at whole vectors of them
   return row.dtype == kFloat32 ? row_max_of_floats(row, group_max) : row_max_of_halves(row, group_max);
 }
 

@@ -33,30 +33,30 @@ FD_FN Sums plus(const Sums& a, const Sums& b) { return {a.n + b.n, a.mass + b.ma
 
 constexpr int kPivots = 8, kProbes = 4 * kPivots;
 
-// 2. The sums over the keys at or above each pivot; without kMoment, the moments are NaN.
-template <bool kMoment>
+// 2. The sums over the keys at or above each of N pivots; without kMoment, the moments are NaN.
+template <bool kMoment, int N>
 static void sums_above(const Tokens& tokens, int64_t n, const float* pivots, Sums* above) {
-  D masses[kPivots]{}, moments[kPivots]{};
-  I counts[kPivots]{};
-  V pivot[kPivots];
-  for (int p = 0; p < kPivots; ++p) pivot[p] = all(pivots[p]);
+  D masses[N]{}, moments[N]{};
+  I counts[N]{};
+  V pivot[N];
+  for (int p = 0; p < N; ++p) pivot[p] = all(pivots[p]);
   for (int64_t first = 0; first < n; first += 16 * kLanes) {
     const int64_t end = first + 16 * kLanes < n ? first + 16 * kLanes : n;
-    V mass[kPivots]{}, moment[kPivots]{};
+    V mass[N]{}, moment[N]{};
     for (int64_t i = first; i < end; i += kLanes) {
       const V key = load(tokens.key + i), w = load(tokens.w + i);
       const V wy = kMoment ? w * load(tokens.y + i) : w;
-      for (int p = 0; p < kPivots; ++p) {
+      for (int p = 0; p < N; ++p) {
         const M in = at_least(key, pivot[p]);
         counts[p] = count_where(in, counts[p]);
         mass[p] = add_where(in, mass[p], w);
         if (kMoment) moment[p] = add_where(in, moment[p], wy);
       }
     }
-    for (int p = 0; p < kPivots; ++p) masses[p] += pairs_of(mass[p]);
-    for (int p = 0; kMoment && p < kPivots; ++p) moments[p] += pairs_of(moment[p]);
+    for (int p = 0; p < N; ++p) masses[p] += pairs_of(mass[p]);
+    for (int p = 0; kMoment && p < N; ++p) moments[p] += pairs_of(moment[p]);
   }
-  for (int p = 0; p < kPivots; ++p) {
+  for (int p = 0; p < N; ++p) {
     const double moment = kMoment ? sum_of_lanes(moments[p]) * kLn2 : double(NAN);
     above[p] = {double(sum_of_lanes(counts[p])), sum_of_lanes(masses[p]), moment};
   }
@@ -67,16 +67,18 @@ struct Range {
   float low, high;
 };
 
-// 3. Keeps the keys of [from, below) in the workspace, which the tokens may lie in already.
+// 3. Keeps the keys of [from, below) in the workspace, which the tokens may lie in already; without kMoment, no y.
+template <bool kMoment>
 static Range keep_keys(const Tokens& tokens, const Workspace& ws, int64_t n, float from, float below) {
   int64_t kept = 0;
   V high = all(-INFINITY), minus_low = all(-INFINITY);
   for (int64_t i = 0; i < n; i += kLanes) {  // what is written lies at or before what was read
-    const V key = load(tokens.key + i), w = load(tokens.w + i), y = load(tokens.y + i);
+    const V key = load(tokens.key + i), w = load(tokens.w + i), y = kMoment ? load(tokens.y + i) : w;
     const M in = both(at_least(key, all(from)), less(key, all(below)));
     const uint32_t bits = bits_of(in);
     if (!bits) continue;
-    pack(key, bits, ws.key + kept), pack(w, bits, ws.key_w + kept), pack(y, bits, ws.key_y + kept);
+    pack(key, bits, ws.key + kept), pack(w, bits, ws.key_w + kept);
+    if (kMoment) pack(y, bits, ws.key_y + kept);
     kept += __builtin_popcount(bits);
     high = max_of(high, choose(in, key, all(-INFINITY)));
     minus_low = max_of(minus_low, choose(in, -key, all(-INFINITY)));
@@ -119,47 +121,67 @@ static Edge walk(const Cut& cut, const Sums& whole, double need, const Workspace
   return edge;
 }
 
-// 1. Pivots between which there are about as many tokens each, descending; the first one parts the lowest key from the highest.
-static void choose_pivots(const Tokens& tokens, int64_t n, const Range& range, float* pivots) {
-  float probes[kProbes];
-  for (int i = 0; i < kProbes; ++i) {  // insertion sort, descending
+constexpr int kAround = 4;  // pivots, where the place of the edge is known roughly
+
+// 1. A few keys that stand for all, descending.
+static void probe(const Tokens& tokens, int64_t n, float* probes) {
+  for (int i = 0; i < kProbes; ++i) {  // insertion sort
     const float key = tokens.key[(2 * i + 1) * n / (2 * kProbes)];
     int j = i;
     for (; j > 0 && probes[j - 1] < key; --j) probes[j] = probes[j - 1];
     probes[j] = key;
   }
-  for (int p = 0; p < kPivots; ++p) pivots[p] = probes[kProbes / kPivots * p + kProbes / kPivots / 2];
-  if (pivots[0] <= range.low) pivots[0] = nextafterf(range.low, INFINITY);  // most of them are tied there
 }
 
-// `whole` are the sums over all survivors, which may be more tokens than these n; `before` those over tokens with larger keys.
-static Edge search(const Cut& cut, const Sums& whole, const Workspace& ws, Tokens tokens, int64_t n, Sums before = {}) {
+// Pivots between which there are about as many tokens each, descending.
+static int spread_pivots(const float* probes, float* pivots) {
+  for (int p = 0; p < kPivots; ++p) pivots[p] = probes[kProbes / kPivots * p + kProbes / kPivots / 2];
+  return kPivots;
+}
+
+// Fewer of them, near where a share of the tokens lies above. The places that probes stand for err by 3 or less, mostly.
+static int pivots_around(double share, const float* probes, float* pivots) {
+  constexpr int kOff[kAround] = {-4, -1, 1, 4};
+  const int middle = int(share * kProbes);
+  for (int p = 0; p < kAround; ++p) {
+    const int at = middle + kOff[p];
+    pivots[p] = probes[at < 0 ? 0 : at < kProbes ? at : kProbes - 1];
+  }
+  return kAround;
+}
+
+// `whole` are the sums over all survivors, which may be more tokens than these n; `before` those over tokens with larger keys;
+// `share`, of these tokens, lies above the edge, as far as the caller can tell; a NaN where it cannot.
+template <bool kMoment>
+static Edge search_for(const Cut& cut, const Sums& whole, const Workspace& ws, Tokens tokens, int64_t n, Sums before,
+                       double share) {
   const double need = needed(cut, whole);
   const Tokens given = tokens;
   const int64_t given_n = n;
-  auto sums = [&](const float* pivots, Sums* above) {
-    if (measures_moment(cut))
-      sums_above<true>(tokens, n, pivots, above);
-    else
-      sums_above<false>(tokens, n, pivots, above);
-  };
   Range range = {n, kLowest, INFINITY};
   float gone = INFINITY;  // keys from here on are counted in `before`
   auto keep = [&](float from, float below) {
-    range = keep_keys(tokens, ws, n, from, below);
+    range = keep_keys<kMoment>(tokens, ws, n, from, below);
     tokens = {ws.key, ws.key_w, ws.key_y}, n = range.n;
   };
   auto lowest_gone = [&] { return gone == INFINITY ? INFINITY : lowest_from(given, given_n, gone); };
   bool inside = false;  // is the stop known to be among the tokens that are left?
   while (n > kFew && range.high > range.low) {
-    float pivots[kPivots];
+    float probes[kProbes], pivots[kPivots];
     Sums above[kPivots];
-    choose_pivots(tokens, n, range, pivots);
-    sums(pivots, above);
+    probe(tokens, n, probes);
+    const bool around = share > 0 && share < 1;
+    const int count = around ? pivots_around(share, probes, pivots) : spread_pivots(probes, pivots);
+    if (pivots[0] <= range.low) pivots[0] = nextafterf(range.low, INFINITY);  // most of them are tied there
+    if (around)
+      sums_above<kMoment, kAround>(tokens, n, pivots, above);
+    else
+      sums_above<kMoment, kPivots>(tokens, n, pivots, above);
+    share = NAN;
     int p = 0;
-    while (p < kPivots && !reaches(cut, plus(before, above[p]), whole, need)) ++p;
-    keep(p < kPivots ? pivots[p] : kLowest, p > 0 ? pivots[p - 1] : INFINITY);
-    inside |= p < kPivots;
+    while (p < count && !reaches(cut, plus(before, above[p]), whole, need)) ++p;
+    keep(p < count ? pivots[p] : kLowest, p > 0 ? pivots[p - 1] : INFINITY);
+    inside |= p < count;
     if (p > 0) before = plus(before, above[p - 1]), gone = fminf(gone, pivots[p - 1]);
   }
   if (n <= kFew) {
@@ -169,14 +191,20 @@ static Edge search(const Cut& cut, const Sums& whole, const Workspace& ws, Token
     if (edge.key != edge.key) edge.key = lowest_gone();
     return edge;
   }
-  float lowest[kPivots];  // one large group of ties
-  Sums tied[kPivots];
-  for (float& pivot : lowest) pivot = range.low;
-  sums(lowest, tied);
-  const Sums through = plus(before, tied[0]);
+  Sums tied;  // one large group of ties
+  sums_above<kMoment, 1>(tokens, n, &range.low, &tied);
+  const Sums through = plus(before, tied);
   const bool stopped = stops(cut, before, through, whole, need);
   if (stopped && int(cut.stop) == kStopBefore) return {true, lowest_gone(), before};
   return {stopped || inside, range.low, through};
+}
+
+static Edge search(const Cut& cut, const Sums& whole, const Workspace& ws, Tokens tokens, int64_t n, Sums before = {},
+                   double share = NAN) {
+  if (measures_moment(cut)) return search_for<true>(cut, whole, ws, tokens, n, before, share);
+  Edge edge = search_for<false>(cut, whole, ws, tokens, n, before, share);
+  edge.kept.moment = NAN;
+  return edge;
 }
 
 }  // namespace FD_TARGET

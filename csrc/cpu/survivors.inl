@@ -54,6 +54,7 @@ class Survivors {
 
   void run(const Cut& cut) {
     if (cut.temperature == 0 || n_ == 1) return;  // a greedy row has nothing left to cut
+    settle_masses();
     if (!gathered_ && n_ >= 0 && n_ <= few()) narrow_gathered(gather(row_, ws_, interval_), interval_);
     if (int(cut.kind) == kFloor)
       narrow(floor_edge(cut));
@@ -71,6 +72,20 @@ class Survivors {
       add_up(s, false);
     }
     return sums_;
+  }
+
+  // After a split, the masses of most groups lack the survivors that it gathered near the lower edge. A draw needs them in a
+  // few groups only; where more is wanted, or the gathered tokens are about to be lost, all are added.
+  bool masses_lack_edge() const { return lacking_up_to_ > -INFINITY; }
+  void settle_masses() {
+    for (int64_t g = 0; masses_lack_edge() && g < row_.groups(); ++g)
+      if (lacks_edge(g)) ws_.group_mass[g] += edge_mass(g);
+    lacking_up_to_ = -INFINITY;
+  }
+  double mass_of(int64_t g) const { return ws_.group_mass[g] + (lacks_edge(g) ? edge_mass(g) : 0); }
+  double most_mass_of(int64_t g) const {  // no less than that
+    const double most = double(heaviest_lacking_) * double(ws_.run_start[g + 1] - ws_.run_start[g]);
+    return ws_.group_mass[g] + (lacks_edge(g) ? most : 0);
   }
 
   // Sums over the whole row, whatever survives; the base is the row's maximum.
@@ -204,12 +219,12 @@ class Survivors {
   }
 
   // search among the n gathered tokens, whose y and w are in the workspace.
-  Edge search_arrays(const Cut& cut, const Sums& whole, Keys keys, int64_t n, Sums before = {}) {
+  Edge search_arrays(const Cut& cut, const Sums& whole, Keys keys, int64_t n, Sums before = {}, double share = NAN) {
     for (int64_t i = n; i < n + kLanes; ++i) ws_.x[i] = -INFINITY, ws_.w[i] = 0;
-    if (keys.by_logit) return search(cut, whole, ws_, {ws_.x, ws_.w, ws_.y}, n, before);
+    if (keys.by_logit) return search(cut, whole, ws_, {ws_.x, ws_.w, ws_.y}, n, before, share);
     for (int64_t i = 0; i < n; i += kLanes) store(ws_.key + i, Keys::of(keys, load(ws_.x + i)));
     for (int64_t i = n; i < n + kLanes; ++i) ws_.key[i] = -INFINITY;
-    return search(cut, whole, ws_, {ws_.key, ws_.w, ws_.y}, n, before);
+    return search(cut, whole, ws_, {ws_.key, ws_.w, ws_.y}, n, before, share);
   }
 
   // search among the tokens above a bound. False: the edge was not there, nothing has changed.
@@ -264,7 +279,7 @@ class Survivors {
     const bool known = has_sums_at(s, wants_moment(cut));
     if (known) guess.learn(sums_);
     const Bracket bracket = guess.bracket(1.8 + 2 * attempt, 3 * attempt);
-    const Split found = split_for(cut, row_, ws_, s.base, s.c, interval_, bracket);
+    const Split found = split_for(cut, row_, ws_, s.base, least_, s.c, interval_, bracket);
     masses_at_ = {};
     if (!known) found_sums(found.whole, s);
 
@@ -272,19 +287,22 @@ class Survivors {
     const double need = needed(cut, sums_);
     if (found.above.n > 0 && reaches(cut, found.above, sums_, need)) return false;
     const Sums inside = gathered_sums(ws_, found.between, s.base, s.c);
-    if (!reaches(cut, plus(found.above, inside), sums_, need)) return false;
-    const Edge edge = search_arrays(cut, sums_, keys, found.between, found.above);
+    const Sums through = plus(found.above, inside);
+    if (!reaches(cut, through, sums_, need)) return false;
+    const double so_far = measured(cut, found.above, sums_);
+    const double share = (need - so_far) / (measured(cut, through, sums_) - so_far);
+    const Edge edge = search_arrays(cut, sums_, keys, found.between, found.above, share);
     if (edge.key == INFINITY) return false;  // the last token kept lies above the bracket
     // The walk was in the order of the keys only if they part the row where the bracket does.
     const Interval kept = logits_of(keys, edge.key), wide = bracket.wide, above = bracket.above;
     if (!(kept.lo <= kept.hi) || kept.lo < wide.lo || kept.hi > wide.hi) return false;
     if (found.above.n > 0 && (above.lo < kept.lo || above.hi > kept.hi)) return false;
-    narrow_to_split(found, edge, kept, s);
+    narrow_to_split(found, bracket, edge, kept, s);
     return true;
   }
 
-  // narrow: after a split and a search between.
-  void narrow_to_split(const Split& found, const Edge& edge, Interval kept, Scale s) {
+  // narrow: after a split and a search between. The weights of gathered tokens that go become 0.
+  void narrow_to_split(const Split& found, const Bracket& bracket, const Edge& edge, Interval kept, Scale s) {
     V highest = all(found.highest);
     for (int64_t i = 0; i < found.between; i += kLanes) {  // what lies behind the last token is in no interval
       const V x = load(ws_.x + i);
@@ -292,16 +310,11 @@ class Survivors {
       store(ws_.w + i, zero_unless(stays, load(ws_.w + i)));
       highest = max_of(highest, choose(stays, x, all(-INFINITY)));
     }
-    for (int64_t g = 0; g < row_.groups(); ++g) {
-      const int64_t start = ws_.run_start[g], end = ws_.run_start[g + 1];
-      V mass = all(0.0f);
-      for (int64_t i = start; i < start + 2 * kLanes;
-           i += kLanes)  // nearly always enough, and then no branch goes wrong
-        mass += zero_unless(less(count_up(), all(float(end - i))), load(ws_.w + i));
-      for (int64_t i = start + 2 * kLanes; i < end; i += kLanes)
-        mass += zero_unless(less(count_up(), all(float(end - i))), load(ws_.w + i));
-      ws_.group_mass[g] += sum_of_lanes(pairs_of(mass));
-    }
+    // Tokens near the upper edge are few and heavy: their groups are settled at once.
+    lacking_up_to_ = bracket.above.hi;
+    heaviest_lacking_ = exp2_of(all(fminf(fmaxf((bracket.above.lo - s.base) * s.c, kLeastExponent), 0.0f)), all(1.0f))[0] * 1.0001f;
+    for (int64_t g = 0; g < row_.groups(); ++g)
+      if (!lacks_edge(g)) ws_.group_mass[g] += edge_mass(g);
     shrink(kept);
     top_ = fminf(top_, largest_lane(highest));
     n_ = int64_t(edge.kept.n), sums_ = edge.kept, sums_are_at_ = masses_at_ = s;
@@ -347,6 +360,15 @@ class Survivors {
     sums_are_at_ = arrays_at_ = {};
   }
 
+  bool lacks_edge(int64_t g) const { return ws_.group_max[g] <= lacking_up_to_; }
+  double edge_mass(int64_t g) const {
+    const int64_t start = ws_.run_start[g], end = ws_.run_start[g + 1];
+    V mass = all(0.0f);
+    for (int64_t i = start; i < end; i += kLanes)
+      mass += zero_unless(less(count_up(), all(float(end - i))), load(ws_.w + i));
+    return sum_of_lanes(pairs_of(mass));
+  }
+
   int64_t few() const { return row_.limit / 16; }  // so many are worth gathering
 
   void shrink(Interval kept) {
@@ -367,6 +389,7 @@ class Survivors {
   float whole_c_ = 0;
   Scale arrays_at_;  // of ws.y and ws.w of gathered survivors
   Scale masses_at_;  // of ws.group_mass of survivors that are not gathered
+  float lacking_up_to_ = -INFINITY, heaviest_lacking_ = 0;  // see settle_masses
 };
 
 }  // namespace FD_TARGET

@@ -200,7 +200,7 @@ static void sample_opened(const SampleArgs& args, int64_t r, const Opened& opene
     args.kept[r] = 1;
   } else {
     const Scale scale = survivors.at(t);
-    const Drawer drawer(survivors, opened.row, ws, scale);
+    const Drawer drawer(survivors, opened.row, ws, scale, n);
     const Coordinates at{uint64_t(args.seed.base[r * args.seed.stride]), uint64_t(args.step.base[r * args.step.stride]),
                          0};
     const uint64_t request = args.stream.base ? uint64_t(args.stream.base[r * args.stream.stride]) : uint64_t(r);
