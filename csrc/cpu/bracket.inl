@@ -77,6 +77,7 @@ static Split split(const Row& row, const Workspace& ws, float base, float c, Int
           if (kClamp || x.kPadded)
             for (int k = 0; k < kStep; ++k) d[k] = max_of(d[k], least);
           exp2_of<kStep>(d, c_v, w);
+          M inner[kStep];
           for (int k = 0; k < kStep; ++k) {
             M in = at_least(v[k], low), in_inner = at_least(v[k], inner_low);
             if (!kOneSided) {
@@ -88,12 +89,13 @@ static Split split(const Row& row, const Workspace& ws, float base, float c, Int
               count += __builtin_popcount(bits_of(alive));
               w[k] = zero_unless(alive, w[k]);
             }
-            inner_count += __builtin_popcount(bits_of(in_inner));
+            inner[k] = in_inner;
             mass += w[k], mass_in = add_where(in_inner, mass_in, w[k]);
             if (kWhole) moment += w[k] * d[k];
             if (kAbove) moment_in += zero_unless(in_inner, w[k]) * d[k];
             found.between += pack_few(v[k], bits_of(first_only(in, in_inner)), ws.x + found.between);
           }
+          inner_count += count_of<kStep>(inner);
         }
         masses += pairs_of(mass), inner_mass += pairs_of(mass_in);
         if (kWhole) moments += pairs_of(moment);

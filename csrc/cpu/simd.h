@@ -114,6 +114,18 @@ FD_FN uint32_t bits_of(M mask) {
 }
 #endif
 
+// How many lanes of K masks are set.
+template <int K>
+FD_FN int count_of(const M* masks) {
+#if defined(__AVX512F__)
+  if (K == 4)
+    return __builtin_popcountll(_mm512_kunpackd(_mm512_kunpackw(masks[0], masks[1]), _mm512_kunpackw(masks[2], masks[3])));
+#endif
+  int n = 0;
+  for (int k = 0; k < K; ++k) n += __builtin_popcount(bits_of(masks[k]));
+  return n;
+}
+
 FD_FN float largest_lane(V x) {
 #if defined(__AVX512F__)
   return _mm512_reduce_max_ps(__m512(x));
