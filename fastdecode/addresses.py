@@ -11,12 +11,12 @@ from .record import NOISES, Draw, Mixing
 CODE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 
-def rows_of(logits: torch.Tensor, cuts: torch.Tensor, vocab_limit: int, temperatures: int = 1) -> tuple:
-    """Logits and plans."""
+def rows_of(logits: torch.Tensor, cuts: torch.Tensor, vocab_limit: int) -> tuple:
+    """Logits and plans: [B or 1, number of cuts, ...], or with several temperatures [B or 1, T, number of cuts, ...]."""
     batch, vocab = logits.shape
-    plans, count, _ = cuts.shape
+    shape = cuts.shape
     return (
-        logits.data_ptr(), CODE[logits.dtype], batch, vocab, logits.stride(0), vocab_limit, cuts.data_ptr(), plans, count // temperatures
+        logits.data_ptr(), CODE[logits.dtype], batch, vocab, logits.stride(0), vocab_limit, cuts.data_ptr(), shape[0], shape[-2]
     )  # fmt: skip
 
 

@@ -43,11 +43,8 @@ class Engine:
         self, logits: torch.Tensor, cuts: torch.Tensor, draw: Draw, wanted: Wanted
     ) -> dict[str, torch.Tensor]:
         """`sample` for cuts [B or 1, T, ...]: what is [B] there is [B, T], from one kernel that keeps the row on chip."""
-        plans, temperatures = cuts.shape[:2]
-        rows = (logits.shape[0], temperatures)
-        return self._sample(
-            logits, cuts.view(plans, -1, cuts.shape[-1]), temperatures, rows, (*rows, draw.num_samples), draw, wanted
-        )
+        rows = (logits.shape[0], cuts.shape[1])
+        return self._sample(logits, cuts, cuts.shape[1], rows, (*rows, draw.num_samples), draw, wanted)
 
     def _sample(
         self,
@@ -73,7 +70,7 @@ class Engine:
             return found[name].data_ptr() if name in found else 0
 
         self._compiled.sample_cuda(
-            *rows_of(logits, cuts, draw.vocab_limit, temperatures), *coordinate(draw.seed), *coordinate(draw.step),
+            *rows_of(logits, cuts, draw.vocab_limit), *coordinate(draw.seed), *coordinate(draw.step),
             *streams_of(draw), temperatures, draw.num_samples,
             *map(address, ("tokens", "logprobs", "kept", "status", *STATISTICS)), top, address("top_logprobs"), address("top_ids"),
             0 if ids is None else ids.shape[1], 0 if ids is None else ids.data_ptr(), address("logprobs_of"), *self._where(logits),

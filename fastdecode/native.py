@@ -28,11 +28,8 @@ def sample_temperatures(
     logits: torch.Tensor, cuts: torch.Tensor, draw: Draw, wanted: Wanted
 ) -> dict[str, torch.Tensor]:
     """`sample` for cuts [B or 1, T, ...]: what is [B] there is [B, T], from one read of each row for the maxima."""
-    plans, temperatures = cuts.shape[:2]
-    rows = (logits.shape[0], temperatures)
-    return _sample(
-        logits, cuts.view(plans, -1, cuts.shape[-1]), temperatures, rows, (*rows, draw.num_samples), draw, wanted
-    )
+    rows = (logits.shape[0], cuts.shape[1])
+    return _sample(logits, cuts, cuts.shape[1], rows, (*rows, draw.num_samples), draw, wanted)
 
 
 def _sample(
@@ -53,7 +50,7 @@ def _sample(
     if wanted.stats or wanted.top_logprobs or wanted.logprobs_of is not None:
         addresses = _add_statistics(found, rows, shape, wanted)
     _native.sample_cpu(
-        *rows_of(logits, cuts, draw.vocab_limit, temperatures),
+        *rows_of(logits, cuts, draw.vocab_limit),
         *coordinate(draw.seed), *coordinate(draw.step), *streams_of(draw),
         temperatures, draw.num_samples, tokens.data_ptr(), logprobs.data_ptr(), kept.data_ptr(), status.data_ptr(), *addresses, torch.get_num_threads(),
     )  # fmt: skip

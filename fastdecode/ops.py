@@ -195,7 +195,7 @@ def sample_temperatures(
     else:
         engine = dispatch.engine_for(rows.device)
         together = getattr(engine, "sample_temperatures", None) or functools.partial(_one_by_one, engine.sample)
-        found = together(rows.detach(), cuts, draw, wanted)
+        found = together(rows.detach() if rows.requires_grad else rows, cuts, draw, wanted)
     if check:
         _raise_if_flagged(found["status"][:, 0])
     if logits.ndim == 1:
@@ -269,10 +269,15 @@ def _cuts_at(plan: Plan, temperatures: Any, batch: int, device: torch.device) ->
     if isinstance(temperatures, torch.Tensor) and temperatures.shape[:-1] == (batch,) and temperatures.numel():
         return plan.packed_at(temperatures, device)
     given = temperatures.tolist() if isinstance(temperatures, torch.Tensor) else temperatures
-    if isinstance(given, Sequence) and len(given) and all(isinstance(t, numbers.Real) for t in given):
+    if isinstance(given, Sequence) and len(given) and _are_numbers(given):
         return plan.packed_at(tuple(given), device)
     got = f"shape {list(temperatures.shape)}" if isinstance(temperatures, torch.Tensor) else repr(temperatures)
     raise ValueError(f"temperatures must hold one or more numbers >= 0, [T] or for each row [{batch}, T]; got {got}.")
+
+
+def _are_numbers(given: Sequence[Any]) -> bool:
+    # The usual types quickly: a number's abstract class takes its time to say yes.
+    return {*map(type, given)} <= {float, int} or all(isinstance(t, numbers.Real) for t in given)
 
 
 def _draw(

@@ -20,14 +20,14 @@ template <bool kOpen, bool kMoment, bool kClamp>
 static Sums row_sums_in(const Row& row, const Workspace& ws, float max, float c, Interval interval) {
   const V max_v = all(max), c_v = all(c), least = all(least_drop(c));
   const float bottom = interval.bottom();
+  const float far = least_drop(c, kFarExponent);
   const double nothing = kGroupSize * exp2(double(kLeastExponent));
   D masses{}, moments{};
   int64_t n = 0;
   row.each(-INFINITY, [&](int64_t g, auto x) FD_INLINE {
     ws.group_mass[g] = 0;
     if (!(ws.group_max[g] >= bottom)) return;
-    if (kClamp && kOpen &&
-        ws.group_max[g] - max <= least[0]) {  // all of them are cut off: at low temperatures, most groups
+    if (kClamp && kOpen && ws.group_max[g] - max <= far) {  // at low temperatures, most groups
       ws.group_mass[g] = nothing;
       masses[0] += nothing;
       return;

@@ -172,8 +172,11 @@ constexpr float kLeastExponent = -100.0f;
 
 FD_FN V scaled(V x, V base, V c) { return max_of((x - base) * c, all(kLeastExponent)); }
 
+// A group with no exponent above this counts for nothing: 262144 tokens of 2^-50 are 2 parts in 10^10 of a sum that holds a 1.
+constexpr float kFarExponent = -50.0f;
+
 // Where x - base is cut off, so that its exponent at scale c is.
-FD_FN float least_drop(float c) { return fmaxf(kLeastExponent / c, -3.402823466e38f); }
+FD_FN float least_drop(float c, float exponent = kLeastExponent) { return fmaxf(exponent / c, -3.402823466e38f); }
 
 // 2^(d c) for d c in [-100, 0], to 2 parts in 10^7, of K vectors side by side: one alone is a chain of dependent instructions
 // that leaves a core idle half of the time.
