@@ -3,6 +3,7 @@
 python examples/loop.py [MODEL]     a folder or a hub id
 """
 
+import inspect
 import sys
 
 import torch
@@ -16,10 +17,12 @@ def write(model, ids, plan, seed, most):
     """The ids [B, n] and up to `most` more tokens in each row; rows that have ended are padded with their last token."""
     end = model.generation_config.eos_token_id
     ended = torch.zeros(len(ids), dtype=torch.bool)
+    # Since transformers 5.24 models call it "cache".
+    name = "past_key_values" if "past_key_values" in inspect.signature(model.forward).parameters else "cache"
     token, cache = ids, None
     for step in range(most):
-        out = model(input_ids=token, past_key_values=cache, logits_to_keep=1)
-        cache = out.past_key_values
+        out = model(input_ids=token, **{name: cache}, logits_to_keep=1)
+        cache = out[name]
         drawn = fd.sample(out.logits[:, -1], plan, seed=seed, step=step)
         token = torch.where(ended, ids[:, -1], drawn.tokens)[:, None]
         ids = torch.cat([ids, token], dim=1)

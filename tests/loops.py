@@ -19,6 +19,7 @@ ALL = {"return_dict_in_generate": True, "output_scores": True, "output_logits": 
        "output_hidden_states": True}  # fmt: skip
 MIN_P = {"do_sample": True, **RAW, "temperature": 1.5, "min_p": 0.05}
 PLAN = fd.plan(fd.temperature(1.5), fd.min_p(0.05))
+CACHE = "cache" if hasattr(transformers.generation.GenerateDecoderOnlyOutput, "cache") else "past_key_values"
 OLD = int(transformers.__version__.split(".")[0]) < 5
 
 
@@ -46,9 +47,10 @@ def same(ours, expected) -> None:
     if torch.is_tensor(expected):
         assert torch.equal(ours, expected)
         return
-    assert list(ours) == list(expected) and len(expected) > 1
+    assert type(ours) is type(expected) and list(ours) == list(expected) and len(expected) > 1
     for name, value in expected.items():
-        if name == "past_key_values":
+        if isinstance(value, transformers.Cache):
+            assert type(ours[name]) is type(value)
             assert ours[name].get_seq_length() == value.get_seq_length() > 0
         else:
             leaves = [torch.utils._pytree.tree_leaves(x) for x in (ours[name], value)]

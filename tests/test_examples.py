@@ -20,6 +20,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.filterwarnings("error:.*is deprecated")
 def test_an_example(path, folder, monkeypatch, capsys):
     if path.stem == "generate" and not hasattr(transformers, "TopHLogitsWarper"):
         pytest.skip("transformers 4.57 has no top_h")

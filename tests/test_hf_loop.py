@@ -6,6 +6,9 @@ Greedy output is compared as it is. A sampled text is judged by transformers' lo
 
 from __future__ import annotations
 
+import logging
+import warnings
+
 import pytest
 import torch
 
@@ -14,7 +17,7 @@ import fastdecode as fd
 transformers = pytest.importorskip("transformers")
 
 import loops  # noqa: E402
-from loops import ALL, INF, MIN_P, NEW, OLD, PLAN, RAW, ask, end_of, judged, same  # noqa: E402
+from loops import ALL, CACHE, INF, MIN_P, NEW, OLD, PLAN, RAW, ask, end_of, judged, same  # noqa: E402
 from transformers.generation import logits_process as theirs  # noqa: E402
 
 from fastdecode import hf  # noqa: E402
@@ -100,14 +103,36 @@ def test_greedy_in_chunks_and_from_embeddings(llama, prompts):
     same(llama.generate(**embedded, custom_generate=hf.sample), llama.generate(**embedded))
 
 
-def test_greedy_goes_on_from_a_cache(llama, prompts):
+@pytest.mark.parametrize("name", sorted({CACHE, "past_key_values"}))
+@pytest.mark.filterwarnings("ignore:.past_key_values. is deprecated:FutureWarning")
+def test_greedy_goes_on_from_a_cache(llama, prompts, name):
+    """Under the name that transformers has for it, and under the one it had."""
     made = []
     for loop in ({}, {"custom_generate": hf.sample}):
         cache = transformers.DynamicCache(config=llama.config)
-        first = llama.generate(**ask(prompts, do_sample=False, past_key_values=cache, **loop))
-        made.append(llama.generate(**ask(first, do_sample=False, past_key_values=cache, **loop)))
+        first = llama.generate(**ask(prompts, do_sample=False, **{name: cache}, **loop))
+        made.append(llama.generate(**ask(first, do_sample=False, **{name: cache}, **loop)))
         assert cache.get_seq_length() == made[-1].shape[1] - 1
     same(made[1], made[0])
+
+
+def test_no_deprecated_name_is_used(llama, prompts, monkeypatch):
+    """Neither in a call of the model nor in an output; and the cache comes back."""
+    said = []
+    monkeypatch.setattr(logging.Logger, "warning_once", lambda self, message, *_: said.append(message))
+    returned = {"return_dict_in_generate": True}
+    loops_of_ours = (
+        {"do_sample": False, **ALL, "custom_generate": hf.sample},
+        {**MIN_P, **returned, "custom_generate": hf.sample, "stats": True},
+        {**returned, "custom_generate": hf.soft_thinking, "end_of_thinking": 7},
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*deprecated")
+        for options in loops_of_ours:
+            made = llama.generate(**ask(prompts, **options))
+            assert isinstance(made[CACHE], transformers.Cache)
+        hf.generate_temperatures(llama, prompts, [0.0, 1.0], 1, max_new_tokens=3)
+    assert not [message for message in said if "deprecated" in message]
 
 
 # ---- sampling ------------------------------------------------------------------------------------------------------

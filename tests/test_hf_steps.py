@@ -14,7 +14,7 @@ import fastdecode as fd
 transformers = pytest.importorskip("transformers")
 
 import loops  # noqa: E402
-from loops import ALL, INF, MIN_P, NEW, OLD, PLAN, ask, end_of, judged, same  # noqa: E402
+from loops import ALL, CACHE, INF, MIN_P, NEW, OLD, PLAN, ask, end_of, judged, same  # noqa: E402
 from transformers.generation import logits_process as theirs  # noqa: E402
 
 from fastdecode import hf  # noqa: E402
@@ -116,7 +116,7 @@ def test_a_cache_that_cannot_be_shortened_is_not_overrun(llama, prompts):
     for every in (1, 5):
         cache = transformers.StaticCache(config=llama.config, max_cache_len=40)
         llama.generate(
-            **ask(prompts[:1], do_sample=False, eos_token_id=end, past_key_values=cache),
+            **ask(prompts[:1], do_sample=False, eos_token_id=end, **{CACHE: cache}),
             custom_generate=hf.sample, check_every=every,
         )  # fmt: skip
         lengths.append(int(cache.get_seq_length()))

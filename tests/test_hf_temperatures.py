@@ -31,6 +31,15 @@ def written(model, prompts, temperatures=T, n=3, plan=MIN_P, seed=4, **options):
     return hf.generate_temperatures(model, prompts, temperatures, n, plan, seed, max_new_tokens=NEW, **options)
 
 
+def same(ours, expected) -> None:
+    """Equal texts; sums as near as the logits of batches of different sizes are, which torch may round differently."""
+    for one, other in zip(ours, expected, strict=True):
+        for name in ("logprob", "raw_logprob", "entropy"):
+            steps = 1 if name == "entropy" else len(other.tokens)  # it is a mean
+            assert abs(getattr(one, name) - getattr(other, name)) <= steps * NATS, name
+        assert one == dataclasses.replace(other, logprob=one.logprob, raw_logprob=one.raw_logprob, entropy=one.entropy)
+
+
 def alone(model, prompt, text, seed=4, **options):
     """The same text by generate(), whose loop is judged elsewhere."""
     chain = fd.plan(fd.temperature(text.temperature), *MIN_P.rules)
@@ -98,7 +107,7 @@ def test_more_samples_of_the_same_kind(llama, prompts):
     """A text depends on the seed and its place alone."""
     many = written(llama, prompts[0], n=4)
     later = written(llama, prompts[0], n=2, first_sample=2)
-    assert later == [text for text in many if text.sample >= 2]
+    same(later, [text for text in many if text.sample >= 2])
     assert written(llama, prompts[0], n=1, seed=5)[2].tokens != many[8].tokens
     torch.manual_seed(1)
     first = written(llama, prompts[0], seed=None)
@@ -224,7 +233,8 @@ def test_voting_with_a_model(words):
     straight = hf.generate_temperatures(
         model, "the sea", [0.0, 3.0], each, seed=1, tokenizer=tokenizer, max_new_tokens=5
     )
-    assert found.texts == straight and found.rounds == -(-each // 2)
+    same(found.texts, straight)
+    assert found.rounds == -(-each // 2)
     top = selection.majority_vote([text.text[:5] for text in straight])
     assert found.answer == top.answer
 

@@ -1,4 +1,4 @@
-"""Hugging Face `generate()` with fastdecode's engines. The only package that imports transformers (5.23, and 4.57 where it can).
+"""Hugging Face `generate()` with fastdecode's engines. The only package that imports transformers (5.23, 5.24, and 4.57 where it can).
 
 The shortest way is one argument, `model.generate(..., custom_generate=fastdecode.hf.sample)`, or none at all inside
 `with fastdecode.hf.accelerate(model):`; see `loop.py` and `accelerate.py`. Models that reason can do so in soft tokens, with

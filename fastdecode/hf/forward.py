@@ -11,6 +11,9 @@ from transformers.generation import utils as theirs
 
 _OLD = not hasattr(theirs.GenerationMixin, "_prefill")  # 4.57: one `prepare_inputs_for_generation` serves all steps
 
+# What models and outputs call the cache: 5.24 has renamed it.
+CACHE = "cache" if "cache" in theirs.GenerateDecoderOnlyOutput.__dataclass_fields__ else "past_key_values"
+
 
 class Forward:
     """Calls the model, and holds what it needs from step to step, above all the cache."""

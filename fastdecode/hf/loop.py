@@ -117,8 +117,8 @@ def sample(
         return text.ids.clone()
     tokens = text.ids[:, text.start :].clone()
     kind = OUTPUTS[bool(stats), bool(model.config.is_encoder_decoder)]
-    found = draw.found(tokens) | layers.found(tokens.shape[1], model_kwargs)
-    return kind(sequences=text.ids.clone(), past_key_values=run.cache, **found)
+    found = draw.found(tokens) | layers.found(tokens.shape[1], model_kwargs) | {forward.CACHE: run.cache}
+    return kind(sequences=text.ids.clone(), **found)
 
 
 def sample_with(**options: Any) -> Any:

@@ -17,6 +17,7 @@ from transformers.generation import logits_process as theirs
 from .. import ops, rules, selection
 from ..plan import Plan, plan
 from ..texts import Text
+from . import forward
 from .warpers import fresh_seed
 
 _NONE = plan()
@@ -269,6 +270,8 @@ class _Decoder:
         takes = inspect.signature(model.forward).parameters
         self.last_only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
         self.positions = "position_ids" in takes
+        # A model of one's own may have the old name still; a wrapper may show none.
+        self.cache_name = "past_key_values" if "past_key_values" in takes else forward.CACHE
         self.cache: Any = None
 
     def prefill(self) -> torch.Tensor:
@@ -296,8 +299,9 @@ class _Decoder:
     def _run(self, ids: torch.Tensor, positions: torch.Tensor, **options: Any) -> torch.Tensor:
         if self.positions:
             options["position_ids"] = positions
-        out = self.model(input_ids=ids, attention_mask=self.mask, past_key_values=self.cache, use_cache=True, **options)
-        self.cache = out.past_key_values
+        options[self.cache_name] = self.cache
+        out = self.model(input_ids=ids, attention_mask=self.mask, use_cache=True, **options)
+        self.cache = getattr(out, self.cache_name)
         return out.logits[:, -1]
 
 

@@ -135,8 +135,8 @@ def soft_thinking(
         streamer.end()
     if not generation_config.return_dict_in_generate:
         return text.ids.clone()
-    ids: Any = text.ids.clone()
-    return SoftThinkingOutput(sequences=ids, past_key_values=run.cache, soft=_stacked(record))
+    found: dict[str, Any] = {"sequences": text.ids.clone(), forward.CACHE: run.cache}
+    return SoftThinkingOutput(**found, soft=_stacked(record))
 
 
 class _Phase:
