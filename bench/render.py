@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import ROOT
+from . import RESULTS, ROOT
 from .goals import goals
 from .grid import MAIN, V_MAIN, VOCABULARIES
 from .plans import RULES
@@ -40,21 +40,26 @@ def us(record: dict, name: str) -> float | None:
 # ---- the README ----------------------------------------------------------------------------------------------------
 
 
-def readme_section(results: Results) -> str:
-    first = results.records[0]
+def where_from(results: Results) -> str:
+    """The machine, the versions, and where the rest is."""
+    first, folder = results.records[0], folder_of(results)
     machine = first["machine"]
-    folder = (
-        results.path.parent.relative_to(ROOT).as_posix()
-        if results.path.is_relative_to(ROOT)
-        else str(results.path.parent)
-    )
     changed = ", with changes that were not committed" if first["dirty"] else ""
-    head = (
+    return (
         f"{machine['cpu']}, {machine['cores']} cores, {first['instruction_set']}; {machine['compiler']}, torch {machine['torch']}, "
         f"transformers {machine['transformers']}, llama.cpp {machine['llama.cpp']}; commit {first['commit'][:12]}{changed}. "
         f"Other programs took {share(others_busy(results.records))} of the machine meanwhile. "
         f"All figures: [{results.path.name}]({folder}/{results.path.name}); more tables: [{results.tables.name}]({folder}/{results.tables.name})."
     )
+
+
+def folder_of(results: Results) -> str:
+    inside = results.path.is_relative_to(ROOT)
+    return (results.path.parent.relative_to(ROOT) if inside else results.path.parent).as_posix()
+
+
+def readme_section(results: Results) -> str:
+    head, folder = where_from(results), folder_of(results)
     told = (
         f"From logits to a token, V = {V_MAIN}, float32, one row at a time, one thread, microseconds per row: the median over the rows. "
         "**Engine** is the C++ time, **`fd.sample`** the whole Python call, **reads** the engine's time over that of one read of the row "
@@ -71,6 +76,14 @@ def readme_section(results: Results) -> str:
     parts += [f"![{alt}]({folder}/{results.plot(name).name})" for name, alt in PLOTS.items()]
     parts.append("**Goals**, as they were set before this was written:\n\n" + goals_table(results))
     return "\n\n".join(parts)
+
+
+def other_section(results: Results) -> str:
+    """An earlier run on another kind of machine, folded away."""
+    tables = "\n\n".join(f"**T = {t:g}**\n\n{main_table(results, t)}" for t in (1.0, 2.0))
+    told = f"{where_from(results)}\n\n{tables}\n\n{goals_table(results)}"
+    kind = f"{results.records[0]['machine']['cpu']}, {results.records[0]['instruction_set']}"
+    return f"<details><summary>The same on another machine: {kind}</summary>\n\n{told}\n\n</details>"
 
 
 def main_table(results: Results, temperature: float, vocab: int = V_MAIN) -> str:
@@ -235,7 +248,8 @@ def main(arguments: list[str] | None = None) -> int:
     results.tables.write_text(all_tables(results), encoding="utf-8")
     plots.draw(results)
     if not given.no_readme:
-        write_readme(readme_section(results))
+        others = [read(path) for path in sorted(RESULTS.glob("cpu-*.jsonl")) if path != results.path]
+        write_readme("\n\n".join([readme_section(results), *map(other_section, others)]))
     print(f"rendered: {results.tables.name}, {', '.join(results.plot(name).name for name in PLOTS)}")
     return 0
 

@@ -58,7 +58,7 @@ static Split split(const Row& row, const Workspace& ws, float base, float c, Int
   const float bottom = interval.bottom();
   Split found;
   D masses{}, moments{}, inner_masses{}, inner_moments{};
-  int64_t count = 0, inner_count = 0;
+  Count count, inner_count;
   V highest = all(-INFINITY);
   row.each(-INFINITY, [&](int64_t g, auto x) FD_INLINE {
     ws.group_mass[g] = 0;
@@ -70,6 +70,7 @@ static Split split(const Row& row, const Workspace& ws, float base, float c, Int
       constexpr bool kOneSided = decltype(one_sided)::value, kOpen = decltype(open)::value;
       for (int chunk = 0; chunk < kGroupSize; chunk += kChunk) {
         V mass = all(0.0f), moment = all(0.0f), mass_in = all(0.0f), moment_in = all(0.0f);
+#pragma GCC unroll kUnroll
         for (int i = chunk; i < chunk + kChunk; i += kStep * kLanes) {
           V v[kStep], d[kStep], w[kStep];
           for (int k = 0; k < kStep; ++k) v[k] = held(x[i + k * kLanes]);
@@ -77,7 +78,7 @@ static Split split(const Row& row, const Workspace& ws, float base, float c, Int
           if (kClamp || x.kPadded)
             for (int k = 0; k < kStep; ++k) d[k] = max_of(d[k], least);
           exp2_of<kStep>(d, c_v, w);
-          M inner[kStep];
+          M inner[kStep], alive[kStep];
           for (int k = 0; k < kStep; ++k) {
             M in = at_least(v[k], low), in_inner = at_least(v[k], inner_low);
             if (!kOneSided) {
@@ -85,9 +86,8 @@ static Split split(const Row& row, const Workspace& ws, float base, float c, Int
               highest = max_of(highest, choose(in_inner, v[k], all(-INFINITY)));
             }
             if (!kOpen) {
-              const M alive = Interval::has(v[k], bottom, interval.hi);
-              count += __builtin_popcount(bits_of(alive));
-              w[k] = zero_unless(alive, w[k]);
+              alive[k] = Interval::has(v[k], bottom, interval.hi);
+              w[k] = zero_unless(alive[k], w[k]);
             }
             inner[k] = in_inner;
             mass += w[k], mass_in = add_where(in_inner, mass_in, w[k]);
@@ -95,7 +95,8 @@ static Split split(const Row& row, const Workspace& ws, float base, float c, Int
             if (kAbove) moment_in += zero_unless(in_inner, w[k]) * d[k];
             found.between += pack_few(v[k], bits_of(first_only(in, in_inner)), ws.x + found.between);
           }
-          inner_count += count_of<kStep>(inner);
+          inner_count.add<kStep>(inner);
+          if (!kOpen) count.add<kStep>(alive);
         }
         masses += pairs_of(mass), inner_mass += pairs_of(mass_in);
         if (kWhole) moments += pairs_of(moment);
@@ -117,8 +118,8 @@ static Split split(const Row& row, const Workspace& ws, float base, float c, Int
   });
   ws.run_start[row.groups()] = int32_t(found.between);
   const double unit = double(c) * kLn2;
-  found.whole = {double(count), sum_of_lanes(masses), kWhole ? sum_of_lanes(moments) * unit : double(NAN)};
-  found.above = {double(inner_count), sum_of_lanes(inner_masses),
+  found.whole = {double(count.total()), sum_of_lanes(masses), kWhole ? sum_of_lanes(moments) * unit : double(NAN)};
+  found.above = {double(inner_count.total()), sum_of_lanes(inner_masses),
                  kAbove ? sum_of_lanes(inner_moments) * unit : double(NAN)};
   found.highest = largest_lane(highest);
   return found;

@@ -31,6 +31,12 @@ struct Bracket {
   Interval above, wide;
 };
 
+// What an attempt that failed has shown: the sums over an interval near the edge. n = 0: nothing yet.
+struct Seen {
+  Interval interval;
+  Sums sums;
+};
+
 constexpr int kStretch =
     16;  // tokens of each group in the sample: consecutive ones, at another place in the next group
 static_assert(kStretch % kLanes == 0, "the sample is taken in whole vectors");
@@ -96,6 +102,20 @@ class Guess {
     believe(Keys::centre_of(whole), 0);
   }
 
+  // And of an interval: exact sums over it. How much the sample errs there, it errs by elsewhere too; what is left is how much it
+  // errs between that interval's edges and the one that is looked for.
+  void anchor(const Seen& seen) {
+    const Sums& exact = seen.sums;
+    anchor_low_ = (seen.interval.lo - base_) * c_, anchor_high_ = (seen.interval.hi - base_) * c_, anchored_ = true;
+    V mass = all(0.0f), moment = all(0.0f);
+    for (int64_t i = 0; i < n_; i += kLanes) {
+      const V y = load(ws_.key_y + i), w = zero_unless(in_anchor(y), load(ws_.key_w + i));
+      mass += w, moment += w * y;
+    }
+    off_mass_ = (int(cut_.measure) == kCount ? exact.n : exact.mass) / each_ - sum(mass);
+    off_moment_ = measures_moment(cut_) ? exact.moment / each_ - sum(moment) * kLn2 : 0;
+  }
+
   // 2. Right unless the sample errs by more than so many standard deviations and, `spare` times on either side, by what one of 32
   //    tokens would change: a few heavy tokens can hide how much it errs.
   Bracket bracket(double deviations, int spare) {
@@ -133,6 +153,8 @@ class Guess {
  private:
   static double sum(V x) { return sum_of_lanes(pairs_of(x)); }
 
+  M in_anchor(V y) const { return both(at_least(y, all(anchor_low_)), at_least(all(anchor_high_), y)); }
+
   void believe(float centre, float centre_error) {
     need_ = needed(cut_, whole_);
     if (int(cut_.order) == kByLogit) return;
@@ -162,7 +184,7 @@ class Guess {
 
   void narrow(Cell* cell, double more) const {
     for (int p = 0; p < kPivots; ++p) {
-      if (reached(mass_[p], moment_[p], more))
+      if (reached(mass_[p] + off_mass_, moment_[p] + off_moment_, more))
         cell->low = fmaxf(cell->low, pivots_[p]);
       else
         cell->high = fminf(cell->high, pivots_[p]);
@@ -210,14 +232,19 @@ class Guess {
   // The standard deviation of the mass above an edge at `middle`, which errs by what is on either side of it; and a few tokens'
   // worth more.
   double error_at(float middle) const {
-    V up = all(0.0f), up2 = all(0.0f), down = all(0.0f), down2 = all(0.0f), count = all(0.0f);
+    V up = all(0.0f), up2 = all(0.0f), down = all(0.0f), down2 = all(0.0f), count = all(0.0f), between2 = all(0.0f);
     for (int64_t i = 0; i < sampled_; i += kLanes) {
-      const V w = load(ws_.key_w + i), part = zero_unless(at_least(load(ws_.key + i), all(middle)), w),
-              other = w - part;
+      const V w = load(ws_.key_w + i);
+      const V part = zero_unless(at_least(load(ws_.key + i), all(middle)), w), other = w - part;
+      if (anchored_) {  // what lies between the two edges
+        const V known = zero_unless(in_anchor(load(ws_.key_y + i)), w);
+        between2 += (part - known) * (part - known);
+      }
       up += part, up2 += part * part, down += other, down2 += other * other;
       count += zero_unless(less(all(0.0f), w), all(1.0f));
     }
     const double mass = sum(up) + sum(down), share = mass > 0 ? sum(up) / mass : 0;
+    if (anchored_) return sqrt(sum(between2)) + 2 * mass / fmax(sum(count), 1.0);
     const double variance = (1 - share) * (1 - share) * sum(up2) + share * share * sum(down2);
     return sqrt(variance) + 2 * mass / fmax(sum(count), 1.0);
   }
@@ -234,8 +261,11 @@ class Guess {
   Sums whole_;
   double need_;
   float centre_error_ = 0;
-  Cell all_;               // all of the sample, more or less
-  float probes_[kProbes];  // descending
+  bool anchored_ = false;
+  float anchor_low_ = 0, anchor_high_ = 0;  // an interval of y,
+  double off_mass_ = 0, off_moment_ = 0;    // and what the sample lacks there, in its own units
+  Cell all_;                                // all of the sample, more or less
+  float probes_[kProbes];                   // descending
   float pivots_[kPivots];
   double mass_[kPivots], moment_[kPivots];
 };

@@ -23,7 +23,7 @@ static Sums row_sums_in(const Row& row, const Workspace& ws, float max, float c,
   const float far = least_drop(c, kFarExponent);
   const double nothing = kGroupSize * exp2(double(kLeastExponent));
   D masses{}, moments{};
-  int64_t n = 0;
+  Count n;
   row.each(-INFINITY, [&](int64_t g, auto x) FD_INLINE {
     ws.group_mass[g] = 0;
     if (!(ws.group_max[g] >= bottom)) return;
@@ -34,28 +34,31 @@ static Sums row_sums_in(const Row& row, const Workspace& ws, float max, float c,
     }
     D group_mass{};
     for (int chunk = 0; chunk < kGroupSize; chunk += kChunk) {
-      V mass = all(0.0f), moment = all(0.0f);
+      V mass[2]{}, moment[2]{};
+#pragma GCC unroll kUnroll
       for (int i = chunk; i < chunk + kChunk; i += kStep * kLanes) {
-        V d[kStep], w[kStep];
-        for (int k = 0; k < kStep; ++k) d[k] = x[i + k * kLanes] - max_v;
+        V v[kStep], d[kStep], w[kStep];
+        for (int k = 0; k < kStep; k += 2) x.pair(i + k * kLanes, v + k);
+        for (int k = 0; k < kStep; ++k) d[k] = v[k] - max_v;
         if (kClamp || x.kPadded)  // with -inf
           for (int k = 0; k < kStep; ++k) d[k] = max_of(d[k], least);
         exp2_of<kStep>(d, c_v, w);
-        for (int k = 0; !kOpen && k < kStep; ++k) {
-          const M in = Interval::has(x[i + k * kLanes], bottom, interval.hi);
-          n += __builtin_popcount(bits_of(in));
-          w[k] = zero_unless(in, w[k]);
+        if (!kOpen) {
+          M in[kStep];
+          for (int k = 0; k < kStep; ++k) in[k] = Interval::has(v[k], bottom, interval.hi);
+          for (int k = 0; k < kStep; ++k) w[k] = zero_unless(in[k], w[k]);
+          n.add<kStep>(in);
         }
-        for (int k = 0; k < kStep; ++k) mass += w[k];
-        for (int k = 0; kMoment && k < kStep; ++k) moment += w[k] * d[k];
+        for (int k = 0; k < kStep; ++k) mass[k % 2] += w[k];
+        for (int k = 0; kMoment && k < kStep; ++k) moment[k % 2] += w[k] * d[k];
       }
-      group_mass += pairs_of(mass);
-      if (kMoment) moments += pairs_of(moment);
+      group_mass += pairs_of(x.sum_of_pair(mass));
+      if (kMoment) moments += pairs_of(x.sum_of_pair(moment));
     }
     ws.group_mass[g] = sum_of_lanes(group_mass);
     masses += group_mass;
   });
-  return {double(n), sum_of_lanes(masses), kMoment ? sum_of_lanes(moments) * double(c) * kLn2 : double(NAN)};
+  return {double(n.total()), sum_of_lanes(masses), kMoment ? sum_of_lanes(moments) * double(c) * kLn2 : double(NAN)};
 }
 
 // Can an exponent lie below kLeastExponent, where no logit is smaller than `least`?

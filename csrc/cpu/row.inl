@@ -14,14 +14,18 @@ namespace FD_TARGET {
 
 constexpr double kLn2 = 0.693147180559945309417;
 constexpr float kLowest = -3.402823466e38f;  // the smallest finite logit: -inf never survives
-constexpr int kStep = kLanes == 4 ? 2 : 4;   // vectors side by side; SSE has 16 registers, of which constants take half
-constexpr int kChunk = 16 * kLanes;          // tokens added up in float, 16 to a lane, before they go on in double
+constexpr int kStep =
+    kLanes == 16 ? 4 : 2;  // vectors side by side; below AVX-512 there are 16 registers, and constants take half
+constexpr int kChunk = 16 * kLanes;  // tokens added up in float, 16 to a lane, before they go on in double
+constexpr int kUnroll =
+    kLanes == 16 ? 16 : 1;  // all of a chunk, or nothing: below AVX-512 it would run out of registers
 static_assert(kGroupSize % kChunk == 0, "a group is a whole number of chunks");
 
 // kLanes logits of a group as floats, from token i of it on; kPadded where the row ends inside the group.
 template <int kDtype, bool kIsPadded = false>
 struct Lanes {
   static constexpr bool kPadded = kIsPadded;
+  static constexpr bool kByParity = kDtype == kBFloat16;
   const void* first;
   FD_FN V load_of(const void* first, int i) {
     if (kDtype == kFloat32) return load(static_cast<const float*>(first) + i);
@@ -29,6 +33,19 @@ struct Lanes {
     return kDtype == kFloat16 ? load_f16(h) : load_bf16(h);
   }
   V operator[](int i) const { return load_of(first, i); }
+
+  // The 2 kLanes logits from i on, in whatever order is quick: halves parted by_parity, or one half after the other.
+  void pair(int i, V* two) const {
+    if (kByParity)
+      load_bf16_by_parity(static_cast<const uint16_t*>(first) + i, two);
+    else
+      two[0] = load_of(first, i), two[1] = load_of(first, i + kLanes);
+  }
+  // The sum of sums over pairs, as if the logits had come one half after the other: a row answers alike in every type.
+  V sum_of_pair(V* two) const {
+    if (kByParity) interleave(two);
+    return two[0] + two[1];
+  }
 };
 
 #define FD_INLINE __attribute__((always_inline))  // for the lambdas given to Row::each: they are the kernels
@@ -105,6 +122,7 @@ static Extent row_max_of_floats(const Row& row, float* group_max) {
   row.each(pad, [&](int64_t g, auto x) FD_INLINE {
     V m0 = held(x[0]), m1 = held(x[kLanes]), m2 = held(x[2 * kLanes]), m3 = held(x[3 * kLanes]);
     U f0 = twice(m0), f1 = twice(m1), f2 = twice(m2), f3 = twice(m3);
+#pragma GCC unroll kUnroll
     for (int i = 4 * kLanes; i < kGroupSize; i += 4 * kLanes) {
       const V x0 = held(x[i]), x1 = held(x[i + kLanes]);
       const V x2 = held(x[i + 2 * kLanes]), x3 = held(x[i + 3 * kLanes]);

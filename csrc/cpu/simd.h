@@ -114,21 +114,13 @@ FD_FN uint32_t bits_of(M mask) {
 }
 #endif
 
-// How many lanes of K masks are set.
-template <int K>
-FD_FN int count_of(const M* masks) {
-#if defined(__AVX512F__)
-  if (K == 4)
-    return __builtin_popcountll(_mm512_kunpackd(_mm512_kunpackw(masks[0], masks[1]), _mm512_kunpackw(masks[2], masks[3])));
-#endif
-  int n = 0;
-  for (int k = 0; k < K; ++k) n += __builtin_popcount(bits_of(masks[k]));
-  return n;
-}
-
 FD_FN float largest_lane(V x) {
 #if defined(__AVX512F__)
   return _mm512_reduce_max_ps(__m512(x));
+#elif defined(__AVX2__)
+  __m128 most = _mm_max_ps(_mm256_castps256_ps128(__m256(x)), _mm256_extractf128_ps(__m256(x), 1));
+  most = _mm_max_ps(most, _mm_movehl_ps(most, most));
+  return _mm_cvtss_f32(_mm_max_ss(most, _mm_movehdup_ps(most)));
 #else
   float best = x[0];
   for (int lane = 1; lane < kLanes; ++lane) best = x[lane] > best ? x[lane] : best;
@@ -156,6 +148,27 @@ FD_FN int64_t sum_of_lanes(I x) {
   return sum;
 #endif
 }
+// How many lanes are set, of masks that come K at a time.
+struct Count {
+#if defined(__AVX512F__)
+  int64_t n = 0;
+  template <int K>
+  inline __attribute__((always_inline)) void add(const M* masks) {
+    static_assert(K == 4, "four masks fill a register");
+    const __mmask32 low = _mm512_kunpackw(masks[0], masks[1]), high = _mm512_kunpackw(masks[2], masks[3]);
+    n += __builtin_popcountll(_mm512_kunpackd(low, high));
+  }
+  int64_t total() const { return n; }
+#else
+  I lanes{};
+  template <int K>
+  inline __attribute__((always_inline)) void add(const M* masks) {
+    for (int k = 0; k < K; ++k) lanes -= masks[k];
+  }
+  int64_t total() const { return sum_of_lanes(lanes); }
+#endif
+};
+
 FD_FN double sum_of_lanes(D x) {
 #if defined(__AVX512F__)
   return _mm512_reduce_add_pd(__m512d(x));
@@ -237,11 +250,27 @@ FD_FN I count_from(int32_t first) {
   return lanes + first;
 }
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// For each set of lanes, their numbers in order, a byte each.
+struct PackedLanes {
+  alignas(64) uint64_t of[256];
+  constexpr PackedLanes() : of{} {
+    for (int bits = 0; bits < 256; ++bits)
+      for (int lane = 0, n = 0; lane < 8; ++lane)
+        if (bits >> lane & 1) of[bits] |= uint64_t(lane) << 8 * n++;
+  }
+};
+static constexpr PackedLanes kPackedLanes;
+#endif
+
 // Stores the lanes named in `bits`, in order, at `to`: floats or ids. Writes up to kLanes entries, whatever `bits` is.
 FD_FN void pack(V x, uint32_t bits, void* to) {
 #if defined(__AVX512F__)
   // Compressing in a register and storing all of it: the compressing store is an order of magnitude slower on Zen 4.
   _mm512_storeu_ps(to, _mm512_maskz_compress_ps(__mmask16(bits), __m512(x)));
+#elif defined(__AVX2__)
+  const __m256i lanes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(kPackedLanes.of + bits)));
+  _mm256_storeu_ps(static_cast<float*>(to), _mm256_permutevar8x32_ps(__m256(x), lanes));
 #else
   float lanes[kLanes];
   store(lanes, x);
@@ -260,6 +289,8 @@ FD_FN int pack_few(V x, uint32_t bits, float* to) {
     _mm256_storeu_ps(to, _mm512_castps512_ps256(packed));
   else
     _mm512_storeu_ps(to, packed);
+#elif defined(__AVX2__)
+  pack(x, bits, to);  // nor here
 #else
   if (bits) pack(x, bits, to);
 #endif
@@ -281,6 +312,30 @@ FD_FN V load_bf16(const uint16_t* at) {
   Halves h;
   memcpy(&h, at, sizeof h);
   return V(__builtin_convertvector(h, U) << 16);
+#endif
+}
+
+// 2 kLanes of them, those at even places and those at odd ones: an instruction less for each.
+FD_FN void load_bf16_by_parity(const uint16_t* at, V* two) {
+  const U both = U(load_halves(at));
+  two[0] = V(both << 16), two[1] = V(both & 0xffff0000u);
+}
+
+// From even and odd places to the first and the second half.
+FD_FN void interleave(V* two) {
+#if defined(__AVX512F__)
+  const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  const __m512 even = __m512(two[0]), odd = __m512(two[1]);
+  two[0] = V(_mm512_permutex2var_ps(even, low, odd));
+  two[1] = V(_mm512_permutex2var_ps(even, _mm512_add_epi32(low, _mm512_set1_epi32(8)), odd));
+#elif defined(__AVX2__)
+  const __m256 low = _mm256_unpacklo_ps(__m256(two[0]), __m256(two[1]));
+  const __m256 high = _mm256_unpackhi_ps(__m256(two[0]), __m256(two[1]));
+  two[0] = V(_mm256_permute2f128_ps(low, high, 0x20)), two[1] = V(_mm256_permute2f128_ps(low, high, 0x31));
+#else
+  float lanes[2 * kLanes];
+  for (int i = 0; i < 2 * kLanes; ++i) lanes[i] = two[i % 2][i / 2];
+  two[0] = load(lanes), two[1] = load(lanes + kLanes);
 #endif
 }
 

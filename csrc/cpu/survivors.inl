@@ -22,8 +22,7 @@ struct Scale {
   bool operator!=(const Scale& other) const { return !(*this == other); }
 };
 
-// keeps_many(): how much mass the groups with low maxima must hold, beside what the cut removes. Groups tell of their
-// maxima only.
+// keeps_many(): how much mass the groups with low maxima, as these tell it, must hold beside what the cut removes.
 constexpr double kFlat = 0.15;
 
 // The smallest float >= edge.
@@ -266,28 +265,32 @@ class Survivors {
 
   // search near where a sample has the edge, with one pass over the row. False: it was not there, nothing has changed.
   bool prefix_by_bracket(const Cut& cut, Scale s) {
+    Seen seen;
     for (int attempt = 0; attempt < 3; ++attempt)
-      if (prefix_in_bracket(cut, s, attempt)) return true;
+      if (prefix_in_bracket(cut, s, attempt, &seen)) return true;
     return false;
   }
 
-  bool prefix_in_bracket(const Cut& cut, Scale s, int attempt) {
+  bool prefix_in_bracket(const Cut& cut, Scale s, int attempt, Seen* seen) {
     const float bound = bound_by_groups(ws_.group_max, row_.groups(), row_.groups() / 6);
     const int64_t heavy = bound > kLowest ? gather(row_, ws_, {fmaxf(bound, interval_.lo), interval_.hi}) : 0;
     gathered_sums(ws_, heavy, s.base, s.c);
     Guess guess(cut, row_, ws_, heavy, bound > kLowest ? bound : INFINITY, s.base, s.c, interval_);
     const bool known = has_sums_at(s, wants_moment(cut));
     if (known) guess.learn(sums_);
-    const Bracket bracket = guess.bracket(1.8 + 2 * attempt, 3 * attempt);
+    if (seen->sums.n > 0) guess.anchor(*seen);
+    const Bracket bracket = guess.bracket(1.8 + 2 * attempt, seen->sums.n > 0 ? 0 : 3 * attempt);
     const Split found = split_for(cut, row_, ws_, s.base, least_, s.c, interval_, bracket);
     masses_at_ = {};
     if (!known) found_sums(found.whole, s);
 
     const Keys keys = keys_of(cut, sums_, s);
     const double need = needed(cut, sums_);
+    *seen = {bracket.above, found.above};
     if (found.above.n > 0 && reaches(cut, found.above, sums_, need)) return false;
     const Sums inside = gathered_sums(ws_, found.between, s.base, s.c);
     const Sums through = plus(found.above, inside);
+    *seen = {bracket.wide, through};
     if (!reaches(cut, through, sums_, need)) return false;
     const double so_far = measured(cut, found.above, sums_);
     const double share = (need - so_far) / (measured(cut, through, sums_) - so_far);
@@ -312,7 +315,8 @@ class Survivors {
     }
     // Tokens near the upper edge are few and heavy: their groups are settled at once.
     lacking_up_to_ = bracket.above.hi;
-    heaviest_lacking_ = exp2_of(all(fminf(fmaxf((bracket.above.lo - s.base) * s.c, kLeastExponent), 0.0f)), all(1.0f))[0] * 1.0001f;
+    heaviest_lacking_ =
+        exp2_of(all(fminf(fmaxf((bracket.above.lo - s.base) * s.c, kLeastExponent), 0.0f)), all(1.0f))[0] * 1.0001f;
     for (int64_t g = 0; g < row_.groups(); ++g)
       if (!lacks_edge(g)) ws_.group_mass[g] += edge_mass(g);
     shrink(kept);
@@ -387,8 +391,8 @@ class Survivors {
   Sums sums_, whole_;      // over the survivors, over the row;
   Scale sums_are_at_;      // the scales they are at
   float whole_c_ = 0;
-  Scale arrays_at_;  // of ws.y and ws.w of gathered survivors
-  Scale masses_at_;  // of ws.group_mass of survivors that are not gathered
+  Scale arrays_at_;                                         // of ws.y and ws.w of gathered survivors
+  Scale masses_at_;                                         // of ws.group_mass of survivors that are not gathered
   float lacking_up_to_ = -INFINITY, heaviest_lacking_ = 0;  // see settle_masses
 };
 
