@@ -99,48 +99,60 @@ static Sums gathered_sums(const Workspace& ws, int64_t n, float max, float c) {
 // What a standard deviation and a sum of p^2 need.
 struct Spread {
   double n = 0, sum = 0, squares = 0;  // of x - max
-  double mass2 = 0;                    // sum exp(2 d)
+  double mass2 = 0;                    // sum exp(2 d), if it was asked for
 };
 
 // Over n logits, n a multiple of kLanes, of which those in the interval count.
+template <bool kMass2>
 FD_FN void add_spread(const float* x, int64_t n, float max, float c, Interval interval, Spread* spread) {
   const float bottom = interval.bottom();
-  V sums = all(0.0f), squares = all(0.0f), masses2 = all(0.0f);
   const V least = all(least_drop(2 * c));
-  for (int64_t i = 0; i < n; i += kLanes) {
-    const M in = Interval::has(load(x + i), bottom, interval.hi);
-    const V d = zero_unless(in, load(x + i) - max);
-    spread->n += __builtin_popcount(bits_of(in));
-    sums += d;
-    squares += d * d;
-    masses2 += zero_unless(in, exp2_of(max_of(load(x + i) - max, least), all(2 * c)));
-    if (i % kChunk != kChunk - kLanes && i + kLanes < n) continue;
-    double sum = sum_of_lanes(pairs_of(sums)), square = sum_of_lanes(pairs_of(squares));
+  int64_t count = 0;
+  for (int64_t first = 0; first < n; first += kChunk) {
+    const int64_t end = first + kChunk < n ? first + kChunk : n;
+    V sums[2]{}, squares[2]{}, masses2 = all(0.0f);  // two of them: one alone waits for itself
+    auto look = [&](int64_t i, int k) FD_INLINE {
+      const V d = load(x + i) - max;
+      const M in = Interval::has(load(x + i), bottom, interval.hi);
+      const V counted = zero_unless(in, d);
+      count += __builtin_popcount(bits_of(in));
+      sums[k] += counted, squares[k] += counted * counted;
+      if (kMass2) masses2 += zero_unless(in, exp2_of(max_of(d, least), all(2 * c)));
+    };
+    int64_t i = first;
+    for (; i + 2 * kLanes <= end; i += 2 * kLanes) look(i, 0), look(i + kLanes, 1);
+    if (i < end) look(i, 0);
+    double sum = sum_of_lanes(pairs_of(sums[0] + sums[1])), square = sum_of_lanes(pairs_of(squares[0] + squares[1]));
     if (!(square < INFINITY)) {  // logits near the lowest float, as masks use them: only double holds their squares
       sum = square = 0;
-      for (int64_t k = i / kChunk * kChunk; k < i + kLanes; ++k) {
+      for (int64_t k = first; k < end; ++k) {
         const double e = x[k] >= bottom && x[k] <= interval.hi ? double(x[k]) - double(max) : 0.0;
         sum += e, square += e * e;
       }
     }
     spread->sum += sum, spread->squares += square;
-    spread->mass2 += sum_of_lanes(pairs_of(masses2));
-    sums = squares = masses2 = all(0.0f);
+    if (kMass2) spread->mass2 += sum_of_lanes(pairs_of(masses2));
   }
+  spread->n += double(count);
 }
 
-static Spread row_spread(const Row& row, float max, float c, Interval interval) {
+static Spread row_spread(const Row& row, float max, float c, Interval interval, bool mass2) {
   alignas(64) float buffer[kGroupSize];
   Spread spread;
-  for (int64_t g = 0; g < row.groups(); ++g)
-    add_spread(row.group(g, -INFINITY, buffer), kGroupSize, max, c, interval, &spread);
+  for (int64_t g = 0; g < row.groups(); ++g) {
+    const float* x = row.group(g, -INFINITY, buffer);
+    if (mass2)
+      add_spread<true>(x, kGroupSize, max, c, interval, &spread);
+    else
+      add_spread<false>(x, kGroupSize, max, c, interval, &spread);
+  }
   return spread;
 }
 
 static Spread gathered_spread(const Workspace& ws, int64_t n, float max, float c) {
   for (int64_t i = n; i < n + kLanes; ++i) ws.x[i] = -INFINITY;
   Spread spread;
-  add_spread(ws.x, (n + kLanes - 1) / kLanes * kLanes, max, c, {}, &spread);
+  add_spread<true>(ws.x, (n + kLanes - 1) / kLanes * kLanes, max, c, {}, &spread);
   return spread;
 }
 

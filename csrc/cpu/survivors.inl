@@ -120,7 +120,7 @@ class Survivors {
     }
     if (cut.w_sd != 0 || cut.w_p2 != 0) {
       const Spread spread =
-          gathered_ ? gathered_spread(ws_, n_, s.base, s.c) : row_spread(row_, s.base, s.c, interval_);
+          gathered_ ? gathered_spread(ws_, n_, s.base, s.c) : row_spread(row_, s.base, s.c, interval_, cut.w_p2 != 0);
       const double squares = spread.squares - spread.sum * spread.sum / spread.n;
       whole.sd = spread.n > 1 ? sqrt(fmax(squares, 0.0) / (spread.n - 1)) / t : 0.0;
       if (cut.w_p2 != 0) whole.ln_p2 = log(spread.mass2) - 2 * log(valid_sums_at(s, false).mass);
