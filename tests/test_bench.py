@@ -60,6 +60,15 @@ def test_the_tables_hold_what_was_measured(results):
     assert "choice of the engine" in render.all_tables(results)
 
 
+def test_another_machine_is_folded_under_the_newest(results):
+    """With its own figures and goals, and with what it is."""
+    text = render.other_section(as_main(results))
+    full = render.readme_section(as_main(results))
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    assert tables == [line for line in full.splitlines() if line.startswith("|")]
+    assert text.startswith("<details><summary>") and text.endswith("</details>") and results.path.name in text
+
+
 def test_the_plots_are_drawn(results):
     plots = pytest.importorskip("bench.plots", exc_type=ImportError)
     full = as_main(results)

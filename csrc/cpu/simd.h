@@ -148,6 +148,7 @@ FD_FN int64_t sum_of_lanes(I x) {
   return sum;
 #endif
 }
+
 // How many lanes are set, of masks that come K at a time.
 struct Count {
 #if defined(__AVX512F__)
