@@ -49,9 +49,9 @@ struct Split {
 
 // Adds up the survivors, and those above the bracket also by group, and gathers the logits of those inside it: those of group
 // g from run_start[g] on. With kWhole, the moment of the survivors; with kAbove, of those above.
-template <bool kWhole, bool kAbove, bool kClamp>
+template <bool kWhole, bool kAbove, int kReach>
 static Split split(const Row& row, const Workspace& ws, float base, float c, Interval interval, Bracket bracket) {
-  const V base_v = all(base), c_v = all(c), least = all(least_drop(c));
+  const Weights<kReach> weights(base, c);
   const Interval wide{fmaxf(bracket.wide.bottom(), interval.lo), fminf(bracket.wide.hi, interval.hi)};
   const Interval inner{fmaxf(bracket.above.lo, wide.lo), fminf(bracket.above.hi, wide.hi)};
   const V low = all(wide.lo), high = all(wide.hi), inner_low = all(inner.lo), inner_high = all(inner.hi);
@@ -60,9 +60,10 @@ static Split split(const Row& row, const Workspace& ws, float base, float c, Int
   D masses{}, moments{}, inner_masses{}, inner_moments{};
   Count count, inner_count;
   V highest = all(-INFINITY);
+  float* to = ws.x;
   row.each(-INFINITY, [&](int64_t g, auto x) FD_INLINE {
     ws.group_mass[g] = 0;
-    ws.run_start[g] = int32_t(found.between);
+    ws.run_start[g] = int32_t(to - ws.x);
     if (!(ws.group_max[g] >= bottom)) return;
     D inner_mass{};
     // Most groups have nothing to cut off at the upper side, and with all tokens alive nothing to leave out.
@@ -74,11 +75,8 @@ static Split split(const Row& row, const Workspace& ws, float base, float c, Int
         for (int i = chunk; i < chunk + kChunk; i += kStep * kLanes) {
           V v[kStep], d[kStep], w[kStep];
           for (int k = 0; k < kStep; ++k) v[k] = held(x[i + k * kLanes]);
-          for (int k = 0; k < kStep; ++k) d[k] = v[k] - base_v;
-          if (kClamp || x.kPadded)
-            for (int k = 0; k < kStep; ++k) d[k] = max_of(d[k], least);
-          exp2_of<kStep>(d, c_v, w);
-          M inner[kStep], alive[kStep];
+          weights.template of<kStep, x.kPadded>(v, d, w);
+          M inner[kStep], alive[kStep], near[kStep], any{};
           for (int k = 0; k < kStep; ++k) {
             M in = at_least(v[k], low), in_inner = at_least(v[k], inner_low);
             if (!kOneSided) {
@@ -93,8 +91,9 @@ static Split split(const Row& row, const Workspace& ws, float base, float c, Int
             mass += w[k], mass_in = add_where(in_inner, mass_in, w[k]);
             if (kWhole) moment += w[k] * d[k];
             if (kAbove) moment_in += zero_unless(in_inner, w[k]) * d[k];
-            found.between += pack_few(v[k], bits_of(first_only(in, in_inner)), ws.x + found.between);
+            near[k] = first_only(in, in_inner), any = either(any, near[k]);
           }
+          for (int k = 0; k < kStep && bits_of(any); ++k) to += pack_few(v[k], bits_of(near[k]), to);
           inner_count.add<kStep>(inner);
           if (!kOpen) count.add<kStep>(alive);
         }
@@ -116,10 +115,12 @@ static Split split(const Row& row, const Workspace& ws, float base, float c, Int
     ws.group_mass[g] = sum_of_lanes(inner_mass);
     inner_masses += inner_mass;
   });
+  found.between = to - ws.x;
   ws.run_start[row.groups()] = int32_t(found.between);
-  const double unit = double(c) * kLn2;
-  found.whole = {double(count.total()), sum_of_lanes(masses), kWhole ? sum_of_lanes(moments) * unit : double(NAN)};
-  found.above = {double(inner_count.total()), sum_of_lanes(inner_masses),
+  const double one = weights.one(), unit = double(c) * kLn2 / one;
+  found.whole = {double(count.total()), sum_of_lanes(masses) / one,
+                 kWhole ? sum_of_lanes(moments) * unit : double(NAN)};
+  found.above = {double(inner_count.total()), sum_of_lanes(inner_masses) / one,
                  kAbove ? sum_of_lanes(inner_moments) * unit : double(NAN)};
   found.highest = largest_lane(highest);
   return found;
@@ -128,9 +129,10 @@ static Split split(const Row& row, const Workspace& ws, float base, float c, Int
 static Split split_for(const Cut& cut, const Row& row, const Workspace& ws, float base, float least, float c,
                        Interval interval, Bracket bracket) {
   auto split_by = [&](auto whole, auto above) {
-    constexpr bool kWhole = decltype(whole)::value, kAbove = decltype(above)::value;
-    return may_vanish(base, least, c) ? split<kWhole, kAbove, true>(row, ws, base, c, interval, bracket)
-                                      : split<kWhole, kAbove, false>(row, ws, base, c, interval, bracket);
+    return by_reach(reach_of(base, least, c), [&](auto reach) {
+      return split<decltype(whole)::value, decltype(above)::value, decltype(reach)::value>(row, ws, base, c, interval,
+                                                                                           bracket);
+    });
   };
   const std::true_type yes;
   const std::false_type no;

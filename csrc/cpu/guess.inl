@@ -54,19 +54,26 @@ class Guess {
         base_(base),
         c_(c) {
     const bool by_count = int(cut.measure) == kCount;
-    const V least = all(least_drop(c));
     const float bottom = interval.bottom();
     row.each(-INFINITY, [&](int64_t g, auto x) FD_INLINE {
       if (g & (every_ - 1)) return;
       const int64_t nth = every_ == 2 ? g / 2 : g;
-      for (int i = 0; i < kStretch; i += kLanes) {
-        const V v = x[int(nth * 7 % (kGroupSize / kStretch)) * kStretch + i], d = max_of(v - base, least);
-        const M light = both(Interval::has(v, bottom, interval.hi), less(v, all(bound)));
-        const int64_t at = nth * kStretch + i;
-        store(ws.key + at, v), store(ws.key_y + at, d * c);
-        store(ws.key_w + at, zero_unless(light, by_count ? all(1.0f) : exp2_of(d, all(c))));
-      }
+      const int first = int(nth * 7 % (kGroupSize / kStretch)) * kStretch;
+      for (int i = 0; i < kStretch; i += kLanes) store(ws.key + nth * kStretch + i, x[first + i]);
     });
+    const V least = all(least_drop(c));
+    const Exp2 exp2(all(c));
+    for (int64_t i = 0; i < sampled_; i += kStep * kLanes) {  // and up to three stretches more, of no account
+      V x[kStep], d[kStep], w[kStep];
+      for (int k = 0; k < kStep; ++k) x[k] = load(ws.key + i + k * kLanes);
+      for (int k = 0; k < kStep; ++k) d[k] = max_of(x[k] - base, least);
+      exp2.of<kStep>(d, w);
+      for (int k = 0; k < kStep; ++k) {
+        const M light = both(Interval::has(x[k], bottom, interval.hi), less(x[k], all(bound)));
+        store(ws.key_y + i + k * kLanes, d[k] * c);
+        store(ws.key_w + i + k * kLanes, zero_unless(light, by_count ? all(1.0f) : w[k]));
+      }
+    }
     n_ = sampled_ + (heavy + kLanes - 1) / kLanes * kLanes;
     for (int64_t i = 0; i < heavy; i += kLanes) {
       const M real = less(count_up(), all(float(heavy - i)));

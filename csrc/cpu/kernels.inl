@@ -4,9 +4,9 @@
 // Idea: several vectors in flight per loop, sums in float per lane over one group, in double across groups; a group
 //   whose maximum lies below the interval is not looked at.
 // Who does what: one thread, one row.
-// Numbers: y = (x - max) * c with c = 1 / (T ln 2), never x * c - max * c, which loses the bits that cancel.
+// Numbers: y = (x - max) * c with c = 1 / (T ln 2), see exp2.h; never x * c - max * c, which loses the bits that cancel.
 // Randomness: none.
-// Cost: row_max reads at the speed of the cache; row_sums is bound by 13 operations a vector, nine of them the exponential.
+// Cost: row_max reads at the speed of the cache; row_sums is bound by 12 operations a vector, all but one of them the exponential.
 // Limits: none; rows of any length, alignment and type.
 
 #include "row.inl"
@@ -15,10 +15,10 @@ namespace fastdecode {
 namespace FD_TARGET {
 
 // 1. Sums over the survivors of a row at scale c; leaves each group's mass in `group_mass` for the draw. `n` counts them if the
-//    interval is not open; without kMoment, the moment is a NaN; without kClamp, no exponent lies below kLeastExponent.
-template <bool kOpen, bool kMoment, bool kClamp>
+//    interval is not open; without kMoment, the moment is a NaN.
+template <bool kOpen, bool kMoment, int kReach>
 static Sums row_sums_in(const Row& row, const Workspace& ws, float max, float c, Interval interval) {
-  const V max_v = all(max), c_v = all(c), least = all(least_drop(c));
+  const Weights<kReach> weights(max, c);
   const float bottom = interval.bottom();
   const float far = least_drop(c, kFarExponent);
   const double nothing = kGroupSize * exp2(double(kLeastExponent));
@@ -27,7 +27,7 @@ static Sums row_sums_in(const Row& row, const Workspace& ws, float max, float c,
   row.each(-INFINITY, [&](int64_t g, auto x) FD_INLINE {
     ws.group_mass[g] = 0;
     if (!(ws.group_max[g] >= bottom)) return;
-    if (kClamp && kOpen && ws.group_max[g] - max <= far) {  // at low temperatures, most groups
+    if (kReach != kNear && kOpen && ws.group_max[g] - max <= far) {  // at low temperatures, most groups
       ws.group_mass[g] = nothing;
       masses[0] += nothing;
       return;
@@ -39,10 +39,7 @@ static Sums row_sums_in(const Row& row, const Workspace& ws, float max, float c,
       for (int i = chunk; i < chunk + kChunk; i += kStep * kLanes) {
         V v[kStep], d[kStep], w[kStep];
         for (int k = 0; k < kStep; k += 2) x.pair(i + k * kLanes, v + k);
-        for (int k = 0; k < kStep; ++k) d[k] = v[k] - max_v;
-        if (kClamp || x.kPadded)  // with -inf
-          for (int k = 0; k < kStep; ++k) d[k] = max_of(d[k], least);
-        exp2_of<kStep>(d, c_v, w);
+        weights.template of<kStep, x.kPadded>(v, d, w);
         if (!kOpen) {
           M in[kStep];
           for (int k = 0; k < kStep; ++k) in[k] = Interval::has(v[k], bottom, interval.hi);
@@ -58,24 +55,20 @@ static Sums row_sums_in(const Row& row, const Workspace& ws, float max, float c,
     ws.group_mass[g] = sum_of_lanes(group_mass);
     masses += group_mass;
   });
-  return {double(n.total()), sum_of_lanes(masses), kMoment ? sum_of_lanes(moments) * double(c) * kLn2 : double(NAN)};
+  const double one = weights.one(), unit = double(c) * kLn2 / one;
+  return {double(n.total()), sum_of_lanes(masses) / one, kMoment ? sum_of_lanes(moments) * unit : double(NAN)};
 }
-
-// Can an exponent lie below kLeastExponent, where no logit is smaller than `least`?
-FD_FN bool may_vanish(float max, float least, float c) { return !((max - least) * c <= -kLeastExponent); }
 
 static Sums row_sums(const Row& row, const Workspace& ws, float max, float least, float c, Interval interval,
                      bool moment) {
-  const bool clamp = may_vanish(max, least, c);
-  // Calls by name: through a pointer, the compiler reckons with exceptions.
-  if (!interval.open())
-    return moment ? row_sums_in<false, true, true>(row, ws, max, c, interval)
-                  : row_sums_in<false, false, true>(row, ws, max, c, interval);
-  if (clamp)
-    return moment ? row_sums_in<true, true, true>(row, ws, max, c, interval)
-                  : row_sums_in<true, false, true>(row, ws, max, c, interval);
-  return moment ? row_sums_in<true, true, false>(row, ws, max, c, interval)
-                : row_sums_in<true, false, false>(row, ws, max, c, interval);
+  return by_reach(reach_of(max, least, c), [&](auto reach) {
+    constexpr int kReach = decltype(reach)::value;
+    if (!interval.open())
+      return moment ? row_sums_in<false, true, kReach>(row, ws, max, c, interval)
+                    : row_sums_in<false, false, kReach>(row, ws, max, c, interval);
+    return moment ? row_sums_in<true, true, kReach>(row, ws, max, c, interval)
+                  : row_sums_in<true, false, kReach>(row, ws, max, c, interval);
+  });
 }
 
 // Sums over n gathered tokens; leaves y and w = 2^y in the workspace.
@@ -86,7 +79,7 @@ static Sums gathered_sums(const Workspace& ws, int64_t n, float max, float c) {
   for (int64_t i = 0; i < n; i += kStep * kLanes) {
     V d[kStep], w[kStep], mass = all(0.0f), moment = all(0.0f);
     for (int k = 0; k < kStep; ++k) d[k] = max_of(load(ws.x + i + k * kLanes) - max, least);
-    exp2_of<kStep>(d, all(c), w);
+    Exp2(all(c)).of<kStep>(d, w);
     for (int k = 0; k < kStep; ++k) {
       store(ws.y + i + k * kLanes, d[k] * c), store(ws.w + i + k * kLanes, w[k]);
       mass += w[k], moment += w[k] * d[k];
@@ -167,14 +160,24 @@ FD_FN int64_t append(const Workspace& ws, V x, I id, uint32_t bits, int64_t n) {
 static int64_t gather(const Row& row, const Workspace& ws, Interval interval, int64_t most = INT64_MAX) {
   const float bottom = interval.bottom();
   int64_t n = 0;
-  row.each(-INFINITY, [&](int64_t g, auto x) FD_INLINE {
-    if (!(ws.group_max[g] >= bottom) || n > most) return;
-    for (int i = 0; i < kGroupSize; i += kLanes) {
-      const V v = x[i];
-      const uint32_t bits = bits_of(Interval::has(v, bottom, interval.hi));
-      if (bits) n = append(ws, v, count_from(int32_t(g * kGroupSize + i)), bits, n);
-    }
-  });
+  auto gather_by = [&](auto has) FD_INLINE {
+    row.each(-INFINITY, [&](int64_t g, auto x) FD_INLINE {
+      if (!(ws.group_max[g] >= bottom) || n > most) return;
+      for (int i = 0; i < kGroupSize; i += 4 * kLanes) {  // few vectors hold any
+        M in[4];
+        for (int k = 0; k < 4; ++k) in[k] = has(x[i + k * kLanes]);
+        if (!bits_of(either(either(in[0], in[1]), either(in[2], in[3])))) continue;
+        for (int k = 0; k < 4; ++k) {
+          const int at = i + k * kLanes;
+          if (bits_of(in[k])) n = append(ws, x[at], count_from(int32_t(g * kGroupSize + at)), bits_of(in[k]), n);
+        }
+      }
+    });
+  };
+  if (interval.hi == INFINITY)
+    gather_by([=](V x) FD_INLINE { return at_least(x, all(bottom)); });
+  else
+    gather_by([=](V x) FD_INLINE { return Interval::has(x, bottom, interval.hi); });
   return n > most ? -1 : n;
 }
 

@@ -6,14 +6,13 @@
 
 #include "../args.h"
 #include "../philox.h"
-#include "simd.h"
+#include "exp2.h"
 #include "workspace.h"
 
 namespace fastdecode {
 namespace FD_TARGET {
 
 constexpr double kLn2 = 0.693147180559945309417;
-constexpr float kLowest = -3.402823466e38f;  // the smallest finite logit: -inf never survives
 constexpr int kStep =
     kLanes == 16 ? 4 : 2;  // vectors side by side; below AVX-512 there are 16 registers, and constants take half
 constexpr int kChunk = 16 * kLanes;  // tokens added up in float, 16 to a lane, before they go on in double
@@ -25,6 +24,7 @@ static_assert(kGroupSize % kChunk == 0, "a group is a whole number of chunks");
 template <int kDtype, bool kIsPadded = false>
 struct Lanes {
   static constexpr bool kPadded = kIsPadded;
+  static constexpr int kType = kDtype;
   static constexpr bool kByParity = kDtype == kBFloat16;
   const void* first;
   FD_FN V load_of(const void* first, int i) {

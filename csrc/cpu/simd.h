@@ -82,6 +82,7 @@ typedef __mmask16 M;
 FD_FN M at_least(V a, V b) { return _mm512_cmp_ps_mask(__m512(a), __m512(b), _CMP_GE_OQ); }
 FD_FN M less(V a, V b) { return _mm512_cmp_ps_mask(__m512(a), __m512(b), _CMP_LT_OQ); }
 FD_FN M both(M a, M b) { return M(a & b); }
+FD_FN M either(M a, M b) { return M(a | b); }
 FD_FN M first_only(M a, M b) { return M(a & ~b); }
 FD_FN V choose(M mask, V yes, V no) { return V(_mm512_mask_blend_ps(mask, __m512(no), __m512(yes))); }
 FD_FN V zero_unless(M mask, V x) { return V(_mm512_maskz_mov_ps(mask, __m512(x))); }
@@ -95,8 +96,21 @@ typedef I M;
 FD_FN M at_least(V a, V b) { return I(a >= b); }
 FD_FN M less(V a, V b) { return I(a < b); }
 FD_FN M both(M a, M b) { return a & b; }
-FD_FN M first_only(M a, M b) { return a & ~b; }
-FD_FN V choose(M mask, V yes, V no) { return V((I(yes) & mask) | (I(no) & ~mask)); }
+FD_FN M either(M a, M b) { return a | b; }
+FD_FN M first_only(M a, M b) {
+#if defined(__AVX2__)  // gcc would rather compare again, the other way round
+  return M(_mm256_andnot_ps(__m256(b), __m256(a)));
+#else
+  return a & ~b;
+#endif
+}
+FD_FN V choose(M mask, V yes, V no) {
+#if defined(__AVX2__)
+  return V(_mm256_blendv_ps(__m256(no), __m256(yes), __m256(mask)));
+#else
+  return V((I(yes) & mask) | (I(no) & ~mask));
+#endif
+}
 FD_FN V zero_unless(M mask, V x) { return V(I(x) & mask); }
 FD_FN V add_where(M mask, V to, V x) { return to + zero_unless(mask, x); }
 FD_FN I count_where(M mask, I n) { return n - mask; }  // one more in each lane of the mask
@@ -180,62 +194,15 @@ FD_FN double sum_of_lanes(D x) {
 #endif
 }
 
-// Exponents of 2 end here: 2^-100 is nothing beside a sum that holds a 1, and -inf comes to it too. Not lower: a product of it
-// and the rest that exp2_of multiplies with would be denormal, and take three times as long.
-constexpr float kLeastExponent = -100.0f;
-
-FD_FN V scaled(V x, V base, V c) { return max_of((x - base) * c, all(kLeastExponent)); }
-
-// A group with no exponent above this counts for nothing: 262144 tokens of 2^-50 are 2 parts in 10^10 of a sum that holds a 1.
-constexpr float kFarExponent = -50.0f;
-
-// Where x - base is cut off, so that its exponent at scale c is.
-FD_FN float least_drop(float c, float exponent = kLeastExponent) { return fmaxf(exponent / c, -3.402823466e38f); }
-
-// 2^(d c) for d c in [-100, 0], to 2 parts in 10^7, of K vectors side by side: one alone is a chain of dependent instructions
-// that leaves a core idle half of the time.
-template <int K>
-FD_FN void exp2_of(const V* d, V c, V* w) {
+// a b + c, rounded once where there is an instruction for it.
+FD_FN V fused(V a, V b, V c) {
 #if defined(__AVX512F__)
-  // d c = r + whole / 32 with |r| <= 1/64. Adding `magic` rounds to 32nds and leaves their number in the low bits: the lowest five
-  // choose 2^(j / 32) from two registers, and all of them, moved to the exponent, add what is whole. What they add to the
-  // mantissa on the way was taken off the table: float bits of 2^(j / 32), less j << 18.
-  alignas(64) static constexpr uint32_t kTable[32] = {
-      0x3f800000, 0x3f7ecd87, 0x3f7daac3, 0x3f7c980f, 0x3f7b95c2, 0x3f7aa43a, 0x3f79c3d3, 0x3f78f4f0,
-      0x3f7837f0, 0x3f778d3a, 0x3f76f532, 0x3f767043, 0x3f75fed7, 0x3f75a15b, 0x3f75583f, 0x3f7523f6,
-      0x3f7504f3, 0x3f74fbaf, 0x3f7508a4, 0x3f752c4d, 0x3f75672a, 0x3f75b9be, 0x3f76248c, 0x3f76a81e,
-      0x3f7744fd, 0x3f77fbb8, 0x3f78ccdf, 0x3f79b907, 0x3f7ac0c7, 0x3f7be4ba, 0x3f7d257d, 0x3f7e83b3};
-  const __m512 first = _mm512_load_ps(kTable), second = _mm512_load_ps(kTable + 16);
-  const V magic = all(393216.0f);  // 1.5 * 2^23 / 32
-  V t[K], r[K], e[K], p[K];
-  for (int k = 0; k < K; ++k) t[k] = d[k] * c + magic;
-  for (int k = 0; k < K; ++k) e[k] = V(_mm512_permutex2var_ps(first, __m512i(t[k]), second));
-  for (int k = 0; k < K; ++k) r[k] = d[k] * c - (t[k] - magic);
-  for (int k = 0; k < K; ++k) e[k] = V(U(e[k]) + (U(t[k]) << 18));
-  for (int k = 0; k < K; ++k) p[k] = r[k] * 0.24022651f + 0.69315734f;  // a minimax fit of (2^r - 1) / r
-  for (int k = 0; k < K; ++k) r[k] = r[k] * e[k];
-  for (int k = 0; k < K; ++k) w[k] = r[k] * p[k] + e[k];
+  return V(_mm512_fmadd_ps(__m512(a), __m512(b), __m512(c)));
+#elif defined(__AVX2__)
+  return V(_mm256_fmadd_ps(__m256(a), __m256(b), __m256(c)));
 #else
-  V y[K], n[K], f[K], p[K];          // d c = y = n + f, n whole, f in [-0.5, 0.5]
-  const V magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number, left in the low bits
-  V shifted[K];
-  for (int k = 0; k < K; ++k) y[k] = d[k] * c;
-  for (int k = 0; k < K; ++k) shifted[k] = y[k] + magic;
-  for (int k = 0; k < K; ++k) n[k] = shifted[k] - magic;
-  for (int k = 0; k < K; ++k) f[k] = y[k] - n[k];
-  for (int k = 0; k < K; ++k) p[k] = f[k] * 1.3264727e-3f + 9.6715130e-3f;  // a minimax fit of 2^f
-  for (int k = 0; k < K; ++k) p[k] = p[k] * f[k] + 5.5507336e-2f;
-  for (int k = 0; k < K; ++k) p[k] = p[k] * f[k] + 2.4022242e-1f;
-  for (int k = 0; k < K; ++k) p[k] = p[k] * f[k] + 6.9314700e-1f;
-  for (int k = 0; k < K; ++k) p[k] = p[k] * f[k] + 1.0f;
-  for (int k = 0; k < K; ++k) w[k] = V(I(p[k]) + I(U(shifted[k]) << 23));
+  return a * b + c;
 #endif
-}
-
-FD_FN V exp2_of(V d, V c) {
-  V w;
-  exp2_of<1>(&d, c, &w);
-  return w;
 }
 
 FD_FN V count_up() {
@@ -322,6 +289,13 @@ FD_FN void load_bf16_by_parity(const uint16_t* at, V* two) {
   two[0] = V(both << 16), two[1] = V(both & 0xffff0000u);
 }
 
+// And back, rounded once to nearest even. NaNs must be quiet ones, as NAN is: rounding carries others over into the sign.
+FD_FN void store_bf16_by_parity(uint16_t* at, const V* two) {
+  auto rounded = [](V x) { return U(x) + 0x7fff + (U(x) >> 16 & 1); };
+  const U both = rounded(two[0]) >> 16 | (rounded(two[1]) & 0xffff0000u);
+  memcpy(at, &both, sizeof both);
+}
+
 // From even and odd places to the first and the second half.
 FD_FN void interleave(V* two) {
 #if defined(__AVX512F__)
@@ -353,6 +327,17 @@ FD_FN V load_f16(const uint16_t* at) {
   const V scaled = V((wide & 0x7fff) << 13) * 0x1p112f;
   const U special = U((wide & 0x7c00) == 0x7c00) & 0x7f800000;
   return V(U(scaled) | special | (wide & 0x8000) << 16);
+#endif
+}
+
+// And back, rounded once to nearest even.
+FD_FN void store_f16(uint16_t* at, V x) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), _mm512_cvtps_ph(__m512(x), _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(at), _mm256_cvtps_ph(__m256(x), _MM_FROUND_TO_NEAREST_INT));
+#else
+  for (int lane = 0; lane < kLanes; ++lane) at[lane] = to_f16(x[lane]);
 #endif
 }
 

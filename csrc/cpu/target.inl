@@ -50,10 +50,19 @@ struct Output {
   void put(int64_t i, float x) const { store_from_float(base, dtype, i, x); }
 
   void put(int64_t first, const float* x, int64_t n) const {
-    if (dtype == kFloat32)
-      memcpy(base + first * 4, x, size_t(n) * 4);
-    else
-      for (int64_t i = 0; i < n; ++i) put(first + i, x[i]);
+    for (int64_t i = 0; i < n; ++i) put(first + i, x[i]);
+  }
+
+  // 2 kLanes of them, as Lanes::pair gives them.
+  template <int kType>
+  void put_pair(int64_t first, const V* two) const {
+    if (kType == kFloat32) {
+      float* const at = reinterpret_cast<float*>(base) + first;
+      return store(at, two[0]), store(at + kLanes, two[1]);
+    }
+    uint16_t* const at = reinterpret_cast<uint16_t*>(base) + first;
+    if (kType == kBFloat16) return store_bf16_by_parity(at, two);
+    store_f16(at, two[0]), store_f16(at + kLanes, two[1]);
   }
 
   void fill(int64_t first, int64_t end, float x) const {
@@ -66,24 +75,27 @@ struct Output {
   }
 };
 
-// x / t inside the interval, `filter` outside, a group at a time: `out` may be the row itself.
+// x / t inside the interval, `filter` outside, in the type of the row: `out` may be the row itself.
 static void write_interval(const Row& row, const Output& out, Interval interval, float t, float filter) {
-  alignas(64) float buffer[kGroupSize], written[kGroupSize];
+  alignas(64) float written[kGroupSize];
   const float bottom = interval.bottom(), inverse = 1 / t;
   int exponent;
   const bool exact =
       frexpf(t, &exponent) == 0.5f && inverse < INFINITY;  // a power of two: a product is the same, and quicker
-  for (int64_t g = 0; g < row.groups(); ++g) {
-    const int64_t first = g * kGroupSize, n = row.limit - first < kGroupSize ? row.limit - first : kGroupSize;
-    const float* x = row.group(g, -INFINITY, buffer);
-    const bool direct = out.dtype == kFloat32 && n == kGroupSize;
-    float* const to = direct ? reinterpret_cast<float*>(out.base) + first : written;
-    for (int i = 0; i < kGroupSize; i += kLanes) {
-      const V v = load(x + i);
-      store(to + i, choose(Interval::has(v, bottom, interval.hi), exact ? v * inverse : v / t, all(filter)));
+  const V removed = all(filter != filter ? NAN : filter);
+  row.each(-INFINITY, [&](int64_t g, auto x) FD_INLINE {
+    const int64_t first = g * kGroupSize;
+    for (int i = 0; i < kGroupSize; i += 2 * kLanes) {
+      V two[2];
+      x.pair(i, two);
+      for (V& v : two) v = choose(Interval::has(v, bottom, interval.hi), exact ? v * inverse : v / t, removed);
+      if (x.kPadded)
+        store(written + i, two[0]), store(written + i + kLanes, two[1]);
+      else
+        out.put_pair<x.kType>(first + i, two);
     }
-    if (!direct) out.put(first, written, n);
-  }
+    if (x.kPadded) out.put(first, written, row.limit - first);
+  });
 }
 
 static void truncate_row(const TruncateArgs& args, int64_t r, const Workspace& ws) {
@@ -271,15 +283,15 @@ static float read_once(const float* x, int64_t n) {
 }
 
 static float exp_pass(const float* x, int64_t n) {
-  const V max = all(read_once(x, n)), c = all(scale_of(1)), least = all(least_drop(scale_of(1)));
-  V sums = all(0.0f);
+  const Weights<kVanishing> weights(read_once(x, n), scale_of(1));
+  V sums[2]{};
   for (int64_t i = 0; i + kStep * kLanes <= n; i += kStep * kLanes) {
-    V d[kStep], w[kStep];
-    for (int k = 0; k < kStep; ++k) d[k] = max_of(load(x + i + k * kLanes) - max, least);
-    exp2_of<kStep>(d, c, w);
-    for (int k = 0; k < kStep; ++k) sums += w[k];
+    V v[kStep], d[kStep], w[kStep];
+    for (int k = 0; k < kStep; ++k) v[k] = load(x + i + k * kLanes);
+    weights.of<kStep, false>(v, d, w);
+    for (int k = 0; k < kStep; ++k) sums[k % 2] += w[k];
   }
-  return float(sum_of_lanes(pairs_of(sums)));
+  return float(sum_of_lanes(pairs_of(sums[0] + sums[1])));
 }
 
 }  // namespace FD_TARGET
