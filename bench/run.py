@@ -20,7 +20,7 @@ from fastdecode import native
 
 from . import RESULTS, grid, machine, ours, overhead, peers, plans, rows
 from .records import others_busy, share
-from .timing import Candidate, Timing, measure
+from .timing import SAMPLE_NS, THREADED_SAMPLE_NS, Candidate, Timing, measure
 from .verify import Verified, verify
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -38,10 +38,11 @@ def measure_group(group: grid.Group) -> Iterator[dict]:
             torch.set_num_threads(threads)
             inputs = [x[i : i + 1] for i in range(len(x))] if batch == 1 else [x[:batch]]
             rounds, budget_ms = (group.rounds, 10.0) if batch == 1 else (group.batch_rounds, 100.0)
+            sample_ns = SAMPLE_NS if threads == 1 else THREADED_SAMPLE_NS
             for what in group.whats:
                 if what == "mask" and not case.rules:
                     continue  # nothing to do
-                timings = measure(_candidates(group, case, what, threads), inputs, rounds, budget_ms)
+                timings = measure(_candidates(group, case, what, threads), inputs, rounds, budget_ms, sample_ns)
                 _same_tokens(inputs, plan, verified)
                 yield _record(group, case, what, batch, threads, verified, timings)
 

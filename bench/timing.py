@@ -18,6 +18,9 @@ from time import perf_counter_ns
 import torch
 
 SAMPLE_NS = 150_000  # a sample lasts at least so long; the clock resolves some 50 ns
+# With several threads: a core that was idle while one thread was timed takes some milliseconds to reach its speed, and the
+# scheduler as long to give each thread its own. A model that runs between two calls keeps its cores awake.
+THREADED_SAMPLE_NS = 10_000_000
 WARM_NS = 5_000_000
 FEWEST = 2  # rounds of a candidate that has used up its time
 
@@ -72,7 +75,11 @@ def quantile(ordered: Sequence[float], share: float) -> float:
 
 
 def measure(
-    candidates: Sequence[Candidate], inputs: Sequence[torch.Tensor], rounds: int, budget_ms: float = 10.0
+    candidates: Sequence[Candidate],
+    inputs: Sequence[torch.Tensor],
+    rounds: int,
+    budget_ms: float = 10.0,
+    sample_ns: int = SAMPLE_NS,
 ) -> dict[str, Timing]:
     """Time every candidate on every input [B, V]; one that has taken `budget_ms` on an input sits out its later rounds.
 
@@ -90,7 +97,7 @@ def measure(
             used = dict.fromkeys(calls, 0)
             for name, call in calls.items():
                 if name not in repeats:
-                    repeats[name] = _calibrate(call)
+                    repeats[name] = _calibrate(call, sample_ns)
                 found[name].samples.append([])
             for turn in range(rounds):
                 for name, call in calls.items():
@@ -112,12 +119,12 @@ def measure(
     return found
 
 
-def _calibrate(call: Callable[[], object]) -> int:
+def _calibrate(call: Callable[[], object], sample_ns: int) -> int:
     best = math.inf
     for _ in range(3):
         start = perf_counter_ns()
         call()
         best = min(best, perf_counter_ns() - start)
-        if best > SAMPLE_NS:
+        if best > sample_ns:
             return 1
-    return max(1, math.ceil(SAMPLE_NS / best))
+    return max(1, math.ceil(sample_ns / best))

@@ -37,9 +37,9 @@ def softening(
     """The answers of `soften` of an engine, still empty, and its arguments."""
     shape, device = candidates.shape, logits.device
     made = {
-        "ids": torch.empty(shape, dtype=torch.int64, device=device), "weights": torch.empty(shape, device=device),
-        "tokens": torch.empty(shape[:1], dtype=torch.int64, device=device), "log_pi": torch.empty(shape, device=device),
-        "noise": torch.empty(shape, device=device), "logprobs": torch.empty(shape[:1], device=device),
+        "ids": torch.empty(shape, dtype=torch.int64, device=device), "weights": torch.empty(shape, dtype=torch.float32, device=device),
+        "tokens": torch.empty(shape[:1], dtype=torch.int64, device=device), "log_pi": torch.empty(shape, dtype=torch.float32, device=device),
+        "noise": torch.empty(shape, dtype=torch.float32, device=device), "logprobs": torch.empty(shape[:1], dtype=torch.float32, device=device),
     }  # fmt: skip
     tau: tuple = (mixing.tau, 0, 0)
     if isinstance(mixing.tau, torch.Tensor):

@@ -43,8 +43,8 @@ def _sample(
 ) -> dict[str, torch.Tensor]:
     # One allocation costs as much as drawing from a short row does, hence nothing here that is not wanted, and one dimension is
     # given as a number: that is half a microsecond less than a tuple.
-    tokens, logprobs = torch.empty(shape, dtype=torch.int64), torch.empty(shape)
-    kept, status = torch.empty(rows, dtype=torch.int64), torch.empty(rows, dtype=torch.uint8)
+    tokens, logprobs = _INT64.new_empty(shape), _FLOAT32.new_empty(shape)
+    kept, status = _INT64.new_empty(rows), _UINT8.new_empty(rows)
     found = {"tokens": tokens, "logprobs": logprobs, "kept": kept, "status": status}
     addresses: tuple[int, ...] = _NO_ADDRESSES
     if wanted.stats or wanted.top_logprobs or wanted.logprobs_of is not None:
@@ -77,7 +77,7 @@ def uniforms(
     use: int, ids: torch.Tensor, seed: torch.Tensor, step: torch.Tensor, streams: torch.Tensor
 ) -> torch.Tensor:
     """`philox.uniforms`, without its hundred operations."""
-    out = torch.empty(ids.shape, dtype=torch.float64)
+    out = torch.empty(ids.shape, dtype=torch.float64, device="cpu")
     ids = ids.contiguous()
     columns = [number for column in (seed, step, streams) for number in coordinate(column)[1:]]
     _native.uniforms(use, *ids.shape, ids.data_ptr(), *columns, out.data_ptr())
@@ -86,21 +86,26 @@ def uniforms(
 
 _NO_ADDRESSES = (0,) * 11
 
+# Outputs are made from these: the engine writes what it writes, whatever torch.set_default_dtype and set_default_device say.
+_FLOAT32, _INT64, _UINT8 = (
+    torch.empty(0, dtype=dtype, device="cpu") for dtype in (torch.float32, torch.int64, torch.uint8)
+)
+
 
 def _add_statistics(
     found: dict[str, torch.Tensor], rows: int | tuple[int, int], shape: int | tuple[int, ...], wanted: Wanted
 ) -> tuple[int, ...]:
     """Allocates what is wanted into `found`; the addresses and sizes, in the order of the binding's arguments."""
     for name in wanted.stats:
-        found[name] = torch.empty(shape) if name == "raw_logprobs" else torch.empty(rows)
+        found[name] = _FLOAT32.new_empty(shape if name == "raw_logprobs" else rows)
     top, ids = wanted.top_logprobs, wanted.logprobs_of
     if top:
         each = (rows, top) if isinstance(rows, int) else (*rows, top)
-        found["top_ids"] = torch.empty(each, dtype=torch.int64)
+        found["top_ids"] = _INT64.new_empty(each)
         if not wanted.ids_alone:
-            found["top_logprobs"] = torch.empty(each)
+            found["top_logprobs"] = _FLOAT32.new_empty(each)
     if ids is not None:
-        found["logprobs_of"] = torch.empty(ids.shape)
+        found["logprobs_of"] = _FLOAT32.new_empty(ids.shape)
 
     def address(name: str) -> int:
         return found[name].data_ptr() if name in found else 0

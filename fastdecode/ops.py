@@ -322,7 +322,7 @@ def _streams(streams: Any, batch: int, device: torch.device) -> torch.Tensor:
 
 
 def _fresh_seed(rows: torch.Tensor) -> int | torch.Tensor:
-    drawn = torch.randint(-(2**63), 2**63 - 1, (1,))
+    drawn = torch.randint(-(2**63), 2**63 - 1, (1,), device="cpu")
     return drawn.to(rows.device).expand(rows.shape[0]) if _traced(rows) else int(drawn)
 
 

@@ -99,7 +99,7 @@ def _pack(cuts: tuple[Cut, ...], rows: int) -> torch.Tensor:
     """On the device of the per-row tensors, if there are any: reading them back would wait for a GPU."""
     columns = [[getattr(cut, name) for name in FIELDS] for cut in cuts]
     numbers = [[0.0 if isinstance(value, torch.Tensor) else float(value) for value in cut] for cut in columns]
-    packed = torch.tensor(numbers, dtype=torch.float32).repeat(rows, 1, 1)
+    packed = torch.tensor(numbers, dtype=torch.float32, device="cpu").repeat(rows, 1, 1)
     tensors = [(i, j, v) for i, cut in enumerate(columns) for j, v in enumerate(cut) if isinstance(v, torch.Tensor)]
     if tensors:
         packed = packed.to(tensors[0][2].device)

@@ -29,7 +29,7 @@ class Draw:
 
     def columns(self, batch: int, device: torch.device) -> list[torch.Tensor]:
         """seed, step and streams as int64 [B] tensors on `device`."""
-        streams = torch.arange(batch) if self.streams is None else self.streams
+        streams = torch.arange(batch, device=device) if self.streams is None else self.streams
         return [_as_int64(t).to(device).expand(batch) for t in (self.seed, self.step, streams)]
 
 
@@ -43,7 +43,7 @@ def drop_samples(found: dict[str, torch.Tensor], draw: Draw) -> dict[str, torch.
 
 
 def _as_int64(value: int | torch.Tensor) -> torch.Tensor:
-    return value if isinstance(value, torch.Tensor) else torch.tensor([value], dtype=torch.int64)
+    return value if isinstance(value, torch.Tensor) else torch.tensor([value], dtype=torch.int64, device="cpu")
 
 
 @dataclass(slots=True, eq=False)  # not frozen: that makes an object four times as slow to make

@@ -170,7 +170,7 @@ def draw_tokens(rows: Survivors, draw: Draw) -> tuple[torch.Tensor, torch.Tensor
     if not vocab or not batch:
         return (
             torch.full((batch, draw.num_samples), -1, device=device),
-            torch.zeros(batch, draw.num_samples, device=device),
+            torch.zeros(batch, draw.num_samples, dtype=torch.float32, device=device),
         )
     greedy = rows.temperature == 0
     score = torch.where(rows.keep, rows.x / torch.where(greedy, 1.0, rows.temperature), -math.inf)

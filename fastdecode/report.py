@@ -156,14 +156,14 @@ def _philox_vectors() -> str:
 
 
 def _words(text: str) -> tuple[torch.Tensor, ...]:
-    return tuple(torch.tensor(int(word, 16)) for word in text.split())
+    return tuple(torch.tensor(int(word, 16), device="cpu") for word in text.split())
 
 
 def _reference_keeps() -> str:
     """Probabilities 1/2, 1/4, 1/8, 1/16, 1/16: what a rule keeps of them can be said without a computer."""
     from . import min_p, plan, top_k, top_p, truncate
 
-    row = torch.tensor([[1 / 16, 1 / 2, 1 / 8, 1 / 16, 1 / 4]]).log()
+    row = torch.tensor([[1 / 16, 1 / 2, 1 / 8, 1 / 16, 1 / 4]], dtype=torch.float32, device="cpu").log()
     with dispatch.use("reference"):
         for rules, expected in ((top_p(0.7), [1, 4]), (min_p(0.25), [1, 2, 4]), (top_k(4), [0, 1, 2, 3, 4])):
             kept = (truncate(row, plan(rules))[0] > -math.inf).nonzero().flatten().tolist()
@@ -177,13 +177,13 @@ def _agrees_with_reference(name: str) -> str:
     from . import plan, sample, temperature, top_h, top_k, top_n_sigma, truncate, typical
 
     device = next((device for device, names in dispatch.PREFERENCE.items() if name in names), "cpu")
-    ids = torch.arange(3001, dtype=torch.float64)
+    ids = torch.arange(3001, dtype=torch.float64, device="cpu")
     row = (5 * torch.sin(ids * ids) + 3 * torch.sin(ids / 100)).float()[None].to(device)
     chain = plan(temperature(1.3), top_k(2000), typical(0.95), top_n_sigma(1.5), top_h(0.9))
     found = []
     for engine in ("reference", name):
         with dispatch.use(engine):
-            mask = torch.as_tensor(truncate(row, chain)).cpu() > -math.inf
+            mask = truncate(row, chain).cpu() > -math.inf
             found.append((mask, sample(row, chain, seed=1, num_samples=16).tokens.cpu()))
     (mask, tokens), (its_mask, its_tokens) = found
     if not torch.equal(mask, its_mask):
@@ -197,5 +197,7 @@ def _ordinary_call() -> str:
     """What a user would do first; fails if the environment asks for an engine that is not there."""
     from . import min_p, plan, sample
 
-    token = int(sample(torch.tensor([0.0, 9.0, 0.0]), plan(min_p(0.5)), seed=0).tokens)
+    token = int(
+        sample(torch.tensor([0.0, 9.0, 0.0], dtype=torch.float32, device="cpu"), plan(min_p(0.5)), seed=0).tokens
+    )
     return OK if token == 1 else f"FAILED: expected token 1; got {token}"

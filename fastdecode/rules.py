@@ -232,7 +232,7 @@ def _checked(name: str, given: Any, low: float, high: float, ends: str, whole: b
     checked: Parameter
     probe: torch.Tensor | None
     if isinstance(given, numbers.Real) and not isinstance(given, bool):
-        checked, probe = float(given), torch.tensor([float(given)], dtype=torch.float64)
+        checked, probe = float(given), torch.tensor([float(given)], dtype=torch.float64, device="cpu")
     elif isinstance(given, torch.Tensor) and given.ndim == 1 and given.dtype != torch.bool and not given.is_complex():
         checked = given.detach().to(torch.float32, copy=True)
         probe = given.detach().double() if given.device.type == "cpu" else None

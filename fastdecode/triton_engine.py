@@ -50,7 +50,7 @@ class _Rows:
         self.logits = (logits, logits.stride(0), limit)
         self.cuts = (cuts, cuts.stride(0) if len(cuts) > 1 else 0, cuts.shape[1] // plans)
         each, device = self.answers, logits.device
-        floats = torch.empty(each * (GROUP_FLOATS.value * groups + GROUP.value), device=device)
+        floats = torch.empty(each * (GROUP_FLOATS.value * groups + GROUP.value), dtype=torch.float32, device=device)
         ints = torch.empty(each * (GROUP_INTS.value * groups + GROUP.value), dtype=torch.int32, device=device)
         self.groups = (floats, ints, groups)
         self.plans = plans
@@ -105,17 +105,19 @@ def _sample(
     n, device = draw.num_samples, logits.device
     found = {
         "tokens": torch.empty(*rows_of, n, dtype=torch.int64, device=device),
-        "logprobs": torch.empty(*rows_of, n, device=device),
+        "logprobs": torch.empty(*rows_of, n, dtype=torch.float32, device=device),
         "kept": torch.empty(rows_of, dtype=torch.int64, device=device),
         "status": torch.empty(rows_of, dtype=torch.uint8, device=device),
     }
     for name in wanted.stats:
-        found[name] = torch.empty((*rows_of, n) if name == "raw_logprobs" else rows_of, device=device)
+        found[name] = torch.empty(
+            (*rows_of, n) if name == "raw_logprobs" else rows_of, dtype=torch.float32, device=device
+        )
     ids = wanted.logprobs_of
     if ids is not None:
-        found["logprobs_of"] = torch.empty(ids.shape, device=device)
+        found["logprobs_of"] = torch.empty(ids.shape, dtype=torch.float32, device=device)
     if wanted.top_logprobs:
-        found["top_logprobs"] = torch.empty(*rows_of, wanted.top_logprobs, device=device)
+        found["top_logprobs"] = torch.empty(*rows_of, wanted.top_logprobs, dtype=torch.float32, device=device)
         found["top_ids"] = torch.empty(*rows_of, wanted.top_logprobs, dtype=torch.int64, device=device)
     if not len(logits):
         return found

@@ -154,10 +154,12 @@ def soften(
     (batch, width), device = candidates.shape, logits.device
     if mixing.noise == "dirichlet" or width > _SIZES[-1]:
         return mixture.soften(logits, cuts, candidates, draw, mixing, found)
-    floats = {name: torch.empty(batch, width, device=device) for name in ("weights", "log_pi", "noise")}
+    floats = {
+        name: torch.empty(batch, width, dtype=torch.float32, device=device) for name in ("weights", "log_pi", "noise")
+    }
     made = {
         "ids": torch.empty(batch, width, dtype=torch.int64, device=device), **floats,
-        "tokens": torch.empty(batch, dtype=torch.int64, device=device), "logprobs": torch.empty(batch, device=device),
+        "tokens": torch.empty(batch, dtype=torch.int64, device=device), "logprobs": torch.empty(batch, dtype=torch.float32, device=device),
     }  # fmt: skip
     if not batch:
         return made

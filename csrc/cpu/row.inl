@@ -15,7 +15,8 @@ namespace FD_TARGET {
 constexpr double kLn2 = 0.693147180559945309417;
 constexpr int kStep =
     kLanes == 16 ? 4 : 2;  // vectors side by side; below AVX-512 there are 16 registers, and constants take half
-constexpr int kChunk = 16 * kLanes;  // tokens added up in float, 16 to a lane, before they go on in double
+constexpr int kChunk =
+    kLanes < 8 ? 128 : kGroupSize;  // tokens added up in float, 16 or 32 to a lane, before they go on in double
 constexpr int kUnroll =
     kLanes == 16 ? 16 : 1;  // all of a chunk, or nothing: below AVX-512 it would run out of registers
 static_assert(kGroupSize % kChunk == 0, "a group is a whole number of chunks");

@@ -58,7 +58,7 @@ class Draw:
         self.seed = seed if seed is not None else 0 if self.greedy else fresh_seed()
         self.streams = streams
         if prompt.device.type != "cpu":  # once, and not in every step
-            self.streams = torch.arange(len(prompt)) if streams is None else streams
+            self.streams = torch.arange(len(prompt), device=prompt.device) if streams is None else streams
             self.seed, self.streams = (
                 value.to(prompt.device) if isinstance(value, torch.Tensor) else value
                 for value in (self.seed, self.streams)

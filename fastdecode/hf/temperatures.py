@@ -84,12 +84,12 @@ def generate_temperatures(
     decoder = _Decoder(model, ids, mask)
     logits = decoder.prefill().repeat_interleave(len(kinds) // len(ids), 0)
     decoder.repeat(len(kinds) // len(ids))
-    alive, chain, streams = rows, plan, torch.empty(0)
+    alive, chain, streams = rows, plan, torch.empty(0, device="cpu")
     with _bar(len(rows), progress) as bar:
         for step in range(max_new_tokens):
             if step == 0 or len(alive) != len(streams):
-                chain = plan.at(torch.tensor([row.temperature for row in alive]))
-                streams = torch.tensor([row.stream for row in alive])
+                chain = plan.at(torch.tensor([row.temperature for row in alive], dtype=torch.float32, device="cpu"))
+                streams = torch.tensor([row.stream for row in alive], device="cpu")
             drawn = ops.sample(logits, chain, seed=seed, step=step, streams=streams, stats=("raw_logprobs", "entropy"))
             _add(alive, drawn, step)
             for row in alive:
@@ -201,7 +201,7 @@ class MultiTemperatureLogitsProcessor(theirs.LogitsProcessor):
             raise ValueError(
                 f"num_return_sequences must be a multiple of the number of temperatures ({len(self.temperatures)}); got a batch of {len(scores)} rows."
             )
-        each_row = torch.tensor(self.temperatures * repeats, device=scores.device)
+        each_row = torch.tensor(self.temperatures * repeats, dtype=torch.float32, device=scores.device)
         return ops.truncate(scores, plan(rules.temperature(each_row)))
 
 

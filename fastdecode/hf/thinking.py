@@ -171,9 +171,9 @@ def _recorded(soft: SoftTokens | None, tokens: torch.Tensor, thinking: torch.Ten
     """What this step fed to the model: mixtures in rows that are `mixed`, and single tokens."""
     rows, device = len(tokens), tokens.device
     if soft is None:
-        nan = torch.full((rows,), math.nan, device=device)
+        nan = torch.full((rows,), math.nan, dtype=torch.float32, device=device)
         alone = torch.full((rows, 1), -1, device=device)
-        zeros = torch.zeros(rows, 1, device=device)
+        zeros = torch.zeros(rows, 1, dtype=torch.float32, device=device)
         soft = SoftTokens(
             alone, zeros, tokens, nan, torch.zeros(rows, dtype=torch.int64, device=device),
             torch.zeros(rows, dtype=torch.uint8, device=device), mixed, zeros, zeros, nan, ("none", 1.0),

@@ -27,7 +27,7 @@ from ..record import Sample
 
 def fresh_seed() -> int:
     """64 bits from torch's default generator, so that `torch.manual_seed` rules them."""
-    return int(torch.randint(-(2**63), 2**63 - 1, (1,)))
+    return int(torch.randint(-(2**63), 2**63 - 1, (1,), device="cpu"))
 
 
 class _NoTopH(theirs.LogitsProcessor):
