@@ -141,15 +141,6 @@ static Extent row_max_of_floats(const Row& row, float* group_max) {
   return {largest_lane(maximum), special, special ? -INFINITY : -float_of_bits(bits >> 1)};
 }
 
-// The largest of sign * x over the lanes.
-FD_FN float largest_half(int dtype, H x, float sign) {
-  alignas(64) uint16_t lanes[2 * kLanes];
-  memcpy(lanes, &x, sizeof x);
-  const V first = dtype == kFloat16 ? load_f16(lanes) : load_bf16(lanes);
-  const V second = dtype == kFloat16 ? load_f16(lanes + kLanes) : load_bf16(lanes + kLanes);
-  return largest_lane(max_of(first * sign, second * sign));
-}
-
 // 16-bit logits as integers, twice as many to a vector and nothing to convert. Signed, they are in order from 0 up, and negative
 // ones below; unsigned, negative ones come last and in the reverse order.
 static Extent row_max_of_halves(const Row& row, float* group_max) {
@@ -157,6 +148,7 @@ static Extent row_max_of_halves(const Row& row, float* group_max) {
   const int16_t infinity = row.dtype == kFloat16 ? 0x7c00 : 0x7f80;
   auto larger = [](auto a, auto b) FD_INLINE { return a > b ? a : b; };
   auto smaller = [](auto a, auto b) FD_INLINE { return a < b ? a : b; };
+  auto value_of = [&](uint16_t half) FD_INLINE { return row.dtype == kFloat16 ? from_f16(half) : from_bf16(half); };
   H highest = H{} - 0x7fff - 1;
   UH first = ~UH{}, last = UH{};
   for (int64_t g = 0; g < row.groups(); ++g, h += kGroupSize) {
@@ -177,15 +169,14 @@ static Extent row_max_of_halves(const Row& row, float* group_max) {
     const H most = larger(high[0], high[1]);
     const UH least = smaller(low[0], low[1]);
     highest = larger(highest, most), first = smaller(first, least), last = larger(last, larger(top[0], top[1]));
+    const int16_t above = largest_lane(most);
     group_max[g] =
-        largest_half(row.dtype, most < 0 ? H(least) : most, 1);  // only negative ones in a lane: the first of them
+        value_of(above < 0 ? smallest_lane(least) : uint16_t(above));  // only negative ones: the first of them
   }
-  Extent extent{group_max[0], false, INFINITY};
-  for (int64_t g = 1; g < row.groups(); ++g) extent.max = fmaxf(extent.max, group_max[g]);
-  for (int i = 0; i < 2 * kLanes; ++i) extent.special |= highest[i] >= infinity || last[i] >= (0x8000 | infinity);
-  extent.least = -largest_half(row.dtype, H(last) < 0 ? H(last) : H(first),
-                               -1);  // costs nothing here, and more than it saves among floats
-  return extent;
+  const int16_t above = largest_lane(highest);
+  const uint16_t nearest = smallest_lane(first), farthest = largest_lane(last);  // to zero, of those on one side of it
+  return {value_of(above < 0 ? nearest : uint16_t(above)), above >= infinity || farthest >= (0x8000 | infinity),
+          value_of(farthest < 0x8000 ? nearest : farthest)};
 }
 
 static Extent row_max(const Row& row, float* group_max) {

@@ -142,6 +142,27 @@ FD_FN float largest_lane(V x) {
 #endif
 }
 
+FD_FN uint16_t smallest_lane(UH x) {
+#if defined(__AVX2__)
+#if defined(__AVX512F__)
+  const __m256i part = _mm256_min_epu16(_mm512_castsi512_si256(__m512i(x)), _mm512_extracti64x4_epi64(__m512i(x), 1));
+#else
+  const __m256i part = __m256i(x);
+#endif
+  const __m128i eight = _mm_min_epu16(_mm256_castsi256_si128(part), _mm256_extracti128_si256(part, 1));
+  return uint16_t(_mm_cvtsi128_si32(_mm_minpos_epu16(eight)));
+#else
+  uint16_t least = x[0];
+  for (int lane = 1; lane < 2 * kLanes; ++lane) least = x[lane] < least ? x[lane] : least;
+  return least;
+#endif
+}
+
+FD_FN int16_t largest_lane(H x) {
+  return int16_t(smallest_lane(UH(x) ^ 0x7fff) ^ 0x7fff);
+}  // 0x7fff to 0, 0x8000 to 0xffff
+FD_FN uint16_t largest_lane(UH x) { return uint16_t(~smallest_lane(~x)); }
+
 // The lanes in double, pairwise added: half as many lanes, in an order that depends on the instruction set alone.
 FD_FN D pairs_of(V x) {
 #if defined(__AVX512F__)
