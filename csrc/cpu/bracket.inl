@@ -4,7 +4,7 @@
 //   answer never depends on the guess.
 // Idea: a guess gives two intervals of logits, of which the inner one is kept for certain and the outer one not passed.
 // Who does what: one thread. Numbers: as in kernels.inl. Randomness: none.
-// Cost: a third more than row_sums. Limits: none.
+// Cost: half as much again as row_sums. Limits: none.
 
 #include "guess.inl"
 
