@@ -93,6 +93,7 @@ static Split split(const Row& row, const Workspace& ws, float base, float c, Int
             if (kAbove) moment_in += zero_unless(in_inner, w[k]) * d[k];
             near[k] = first_only(in, in_inner), any = either(any, near[k]);
           }
+          // A branch on none in several vectors is guessed right often enough.
           for (int k = 0; k < kStep && bits_of(any); ++k) to += pack_few(v[k], bits_of(near[k]), to);
           inner_count.add<kStep>(inner);
           if (!kOpen) count.add<kStep>(alive);

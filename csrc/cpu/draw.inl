@@ -153,9 +153,10 @@ class Drawer {
     double bound[kGroupSize + 63];
     const float* x = row_.group(group, -INFINITY, buffer);
     const float bottom = interval_.bottom();
+    const Weights<kFar> weights(scale_.base, scale_.c);
     for (int i = 0; i < kGroupSize; i += kLanes) {
-      const V v = load(x + i), d = max_of(v - scale_.base, all(least_drop(scale_.c)));
-      store(w + i, zero_unless(Interval::has(v, bottom, interval_.hi), exp2_of(d, all(scale_.c))));
+      const V v = load(x + i);
+      store(w + i, zero_unless(Interval::has(v, bottom, interval_.hi), weights.of(v)));
     }
     auto weight = [&](int64_t i) { return double(w[i]); };
     return group * kGroupSize + winner(at, group * kGroupSize, kGroupSize, bound, weight, weight);

@@ -105,13 +105,7 @@ class Exp2 {
 #endif
 };
 
-FD_FN V exp2_of(V d, V c) {
-  V w;
-  Exp2(c).of<1>(&d, &w);
-  return w;
-}
-
-// What the logits of a pass ask for:
+// What the logits of a pass over a row ask for. Where few are looked at, kFar will do for all.
 enum Reach {
   kNear,       // nothing: no exponent lies below kLeastExponent
   kVanishing,  // those below it are cut off
@@ -132,7 +126,7 @@ FD_FN auto by_reach(Reach reach, Pass pass) {
   return pass(std::integral_constant<int, kFar>());
 }
 
-// The weights 2^((x - base) c) of a pass over a row.
+// The weights 2^((x - base) c) of many logits.
 template <int kReach>
 class Weights {
  public:
@@ -153,12 +147,14 @@ class Weights {
     exp2_.template of<K>(cut, w);
   }
 
-  // What `base` itself comes to: 1 but for rounding. Sums are divided by it, so that no probability is above 1.
-  double one() const {
+  inline __attribute__((always_inline)) V of(V x) const {
     V d, w;
-    of<1, false>(&base_, &d, &w);
-    return w[0];
+    of<1, false>(&x, &d, &w);
+    return w;
   }
+
+  // What `base` itself comes to: 1 but for rounding. Sums are divided by it, so that no probability is above 1.
+  double one() const { return of(base_)[0]; }
 
  private:
   const Exp2 exp2_;

@@ -61,13 +61,11 @@ class Guess {
       const int first = int(nth * 7 % (kGroupSize / kStretch)) * kStretch;
       for (int i = 0; i < kStretch; i += kLanes) store(ws.key + nth * kStretch + i, x[first + i]);
     });
-    const V least = all(least_drop(c));
-    const Exp2 exp2(all(c));
+    const Weights<kFar> weights(base, c);
     for (int64_t i = 0; i < sampled_; i += kStep * kLanes) {  // and up to three stretches more, of no account
       V x[kStep], d[kStep], w[kStep];
       for (int k = 0; k < kStep; ++k) x[k] = load(ws.key + i + k * kLanes);
-      for (int k = 0; k < kStep; ++k) d[k] = max_of(x[k] - base, least);
-      exp2.of<kStep>(d, w);
+      weights.of<kStep, false>(x, d, w);
       for (int k = 0; k < kStep; ++k) {
         const M light = both(Interval::has(x[k], bottom, interval.hi), less(x[k], all(bound)));
         store(ws.key_y + i + k * kLanes, d[k] * c);

@@ -74,12 +74,12 @@ static Sums row_sums(const Row& row, const Workspace& ws, float max, float least
 // Sums over n gathered tokens; leaves y and w = 2^y in the workspace.
 static Sums gathered_sums(const Workspace& ws, int64_t n, float max, float c) {
   for (int64_t i = n; i < n + kStep * kLanes; ++i) ws.x[i] = -INFINITY;
-  const V least = all(least_drop(c));
+  const Weights<kFar> weights(max, c);
   D masses{}, moments{};
   for (int64_t i = 0; i < n; i += kStep * kLanes) {
-    V d[kStep], w[kStep], mass = all(0.0f), moment = all(0.0f);
-    for (int k = 0; k < kStep; ++k) d[k] = max_of(load(ws.x + i + k * kLanes) - max, least);
-    Exp2(all(c)).of<kStep>(d, w);
+    V x[kStep], d[kStep], w[kStep], mass = all(0.0f), moment = all(0.0f);
+    for (int k = 0; k < kStep; ++k) x[k] = load(ws.x + i + k * kLanes);
+    weights.of<kStep, false>(x, d, w);
     for (int k = 0; k < kStep; ++k) {
       store(ws.y + i + k * kLanes, d[k] * c), store(ws.w + i + k * kLanes, w[k]);
       mass += w[k], moment += w[k] * d[k];
@@ -99,7 +99,7 @@ struct Spread {
 template <bool kMass2>
 FD_FN void add_spread(const float* x, int64_t n, float max, float c, Interval interval, Spread* spread) {
   const float bottom = interval.bottom();
-  const V least = all(least_drop(2 * c));
+  const Weights<kFar> weights2(max, 2 * c);
   int64_t count = 0;
   for (int64_t first = 0; first < n; first += kChunk) {
     const int64_t end = first + kChunk < n ? first + kChunk : n;
@@ -110,7 +110,7 @@ FD_FN void add_spread(const float* x, int64_t n, float max, float c, Interval in
       const V counted = zero_unless(in, d);
       count += __builtin_popcount(bits_of(in));
       sums[k] += counted, squares[k] += counted * counted;
-      if (kMass2) masses2 += zero_unless(in, exp2_of(max_of(d, least), all(2 * c)));
+      if (kMass2) masses2 += zero_unless(in, weights2.of(load(x + i)));
     };
     int64_t i = first;
     for (; i + 2 * kLanes <= end; i += 2 * kLanes) look(i, 0), look(i + kLanes, 1);

@@ -158,9 +158,8 @@ FD_FN uint16_t smallest_lane(UH x) {
 #endif
 }
 
-FD_FN int16_t largest_lane(H x) {
-  return int16_t(smallest_lane(UH(x) ^ 0x7fff) ^ 0x7fff);
-}  // 0x7fff to 0, 0x8000 to 0xffff
+// Turned round: 0x7fff to 0, 0x8000 to 0xffff.
+FD_FN int16_t largest_lane(H x) { return int16_t(smallest_lane(UH(x) ^ 0x7fff) ^ 0x7fff); }
 FD_FN uint16_t largest_lane(UH x) { return uint16_t(~smallest_lane(~x)); }
 
 // The lanes in double, pairwise added: half as many lanes, in an order that depends on the instruction set alone.
@@ -271,7 +270,7 @@ FD_FN void pack(V x, uint32_t bits, void* to) {
 FD_FN int pack_few(V x, uint32_t bits, float* to) {
   const int count = __builtin_popcount(bits);
 #if defined(__AVX512F__)
-  // No branch on none: it would be guessed wrong too often. But half a vector is stored: whole ones nearly always cross a
+  // No branch on none: in one vector it would be guessed wrong too often (in several it is worth it, see split). But half a vector is stored: whole ones nearly always cross a
   // cache line, which costs as much as all the rest.
   const __m512 packed = _mm512_maskz_compress_ps(__mmask16(bits), __m512(x));
   if (__builtin_expect(count <= 8, 1))

@@ -184,10 +184,10 @@ class Survivors {
   bool keeps_many(const Cut& cut, Scale s) const {
     if (int(cut.measure) != kMass) return false;
     const float bound = bound_by_groups(ws_.group_max, row_.groups(), row_.groups() / 3);
-    const V least = all(least_drop(s.c));
+    const Weights<kFar> weights(s.base, s.c);
     V top = all(0.0f), rest = all(0.0f);
     for (int64_t g = 0; g + kLanes <= row_.groups(); g += kLanes) {
-      const V x = load(ws_.group_max + g), w = exp2_of(max_of(x - s.base, least), all(s.c));
+      const V x = load(ws_.group_max + g), w = weights.of(x);
       const V part = zero_unless(at_least(x, all(bound)), w);
       top += part, rest += w - part;
     }
@@ -315,8 +315,7 @@ class Survivors {
     }
     // Tokens near the upper edge are few and heavy: their groups are settled at once.
     lacking_up_to_ = bracket.above.hi;
-    heaviest_lacking_ =
-        exp2_of(all(fminf(fmaxf((bracket.above.lo - s.base) * s.c, kLeastExponent), 0.0f)), all(1.0f))[0] * 1.0001f;
+    heaviest_lacking_ = Weights<kFar>(s.base, s.c).of(all(fminf(bracket.above.lo, s.base)))[0] * 1.0001f;
     for (int64_t g = 0; g < row_.groups(); ++g)
       if (!lacks_edge(g)) ws_.group_mass[g] += edge_mass(g);
     shrink(kept);
