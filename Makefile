@@ -29,6 +29,8 @@ export OMP_WAIT_POLICY
 
 VENV := .venv
 BIN := $(VENV)/bin
+# Each process takes up to 2 GB of memory.
+PARALLEL := --numprocesses logical --maxprocesses 4 --dist worksteal
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 # Installed in place: `python -m fastdecode` in this folder and the tests then run the same files, with the extension, and an
 # edit needs no new install. That the built wheel holds everything is checked by tests/test_build.py.
@@ -43,7 +45,7 @@ demo: $(VENV)/.demo native
 # On Linux Triton is installed with the tests: there its engine may not be skipped.
 test: export FASTDECODE_REQUIRE ?= $(shell [ "$$(uname -s)" = Linux ] && echo cpu,triton || echo cpu)
 test: $(VENV)/.test native
-	$(BIN)/pytest -q tests
+	$(BIN)/pytest -q $(PARALLEL) tests
 
 # Another seed each time; a failure says which case of which seed to run again.
 fuzz: $(VENV)/.test
@@ -96,7 +98,7 @@ test-install: wheel
 
 # transformers 4.57 and what it depends on lie in a folder that comes before .venv's own packages.
 test-hf457: $(VENV)/hf457/.done native
-	PYTHONPATH=$(VENV)/hf457 $(BIN)/pytest -q tests/test_hf*.py tests/test_examples.py
+	PYTHONPATH=$(VENV)/hf457 $(BIN)/pytest -q $(PARALLEL) tests/test_hf*.py tests/test_examples.py
 
 # Mind the download: for Linux on x86-64 this torch comes with gigabytes of CUDA; on Arm and on a Mac it does not.
 # torch.compile is left out: it follows fastdecode in newer versions only.
