@@ -4,7 +4,8 @@
 //   answer never depends on the guess.
 // Idea: a guess gives two intervals of logits, of which the inner one is kept for certain and the outer one not passed.
 // Who does what: one thread. Numbers: as in kernels.inl. Randomness: none.
-// Cost: half as much again as row_sums. Limits: none.
+// Cost: as row_sums where most groups lie below the bracket; up to twice that where they do not. No branch depends on single tokens:
+//   a row is new each time, and they would be guessed wrong. Limits: none.
 
 #include "guess.inl"
 
@@ -47,6 +48,14 @@ struct Split {
   int64_t between = 0;        // tokens gathered
 };
 
+// Where the tokens of a group lie; the less is known, the more there is to do.
+enum Place {
+  kBelow,        // the bracket, all of them
+  kOnLowerSide,  // or in its lower part, or above
+  kOnBothSides,
+  kAnywhere,  // and some may have gone
+};
+
 // Adds up the survivors, and those above the bracket also by group, and gathers the logits of those inside it: those of group
 // g from run_start[g] on. With kWhole, the moment of the survivors; with kAbove, of those above.
 template <bool kWhole, bool kAbove, int kReach>
@@ -55,7 +64,7 @@ static Split split(const Row& row, const Workspace& ws, float base, float c, Int
   const Interval wide{fmaxf(bracket.wide.bottom(), interval.lo), fminf(bracket.wide.hi, interval.hi)};
   const Interval inner{fmaxf(bracket.above.lo, wide.lo), fminf(bracket.above.hi, wide.hi)};
   const V low = all(wide.lo), high = all(wide.hi), inner_low = all(inner.lo), inner_high = all(inner.hi);
-  const float bottom = interval.bottom();
+  const float bottom = interval.bottom(), plain = weights.plain(c);
   Split found;
   D masses{}, moments{}, inner_masses{}, inner_moments{};
   Count count, inner_count;
@@ -65,53 +74,65 @@ static Split split(const Row& row, const Workspace& ws, float base, float c, Int
     ws.group_mass[g] = 0;
     ws.run_start[g] = int32_t(to - ws.x);
     if (!(ws.group_max[g] >= bottom)) return;
+    const float largest = ws.group_max[g];
     D inner_mass{};
-    // Most groups have nothing to cut off at the upper side, and with all tokens alive nothing to leave out.
-    auto add_up = [&](auto one_sided, auto open) FD_INLINE {
-      constexpr bool kOneSided = decltype(one_sided)::value, kOpen = decltype(open)::value;
+    alignas(8) uint8_t near_bits[kGroupSize / 8];
+    auto add_up = [&](auto place, auto plainly) FD_INLINE {
+      constexpr int kPlace = decltype(place)::value;
+      constexpr bool kPlainly = decltype(plainly)::value;
       for (int chunk = 0; chunk < kGroupSize; chunk += kChunk) {
         V mass = all(0.0f), moment = all(0.0f), mass_in = all(0.0f), moment_in = all(0.0f);
 #pragma GCC unroll kUnroll
         for (int i = chunk; i < chunk + kChunk; i += kStep * kLanes) {
-          V v[kStep], d[kStep], w[kStep];
+          V v[kStep], cut[kStep], w[kStep];
+          M inner[kStep], alive[kStep], near[kStep];
           for (int k = 0; k < kStep; ++k) v[k] = held(x[i + k * kLanes]);
-          weights.template of<kStep, x.kPadded>(v, d, w);
-          M inner[kStep], alive[kStep], near[kStep], any{};
+          weights.template of<kStep, x.kPadded>(v, cut, w);
           for (int k = 0; k < kStep; ++k) {
-            M in = at_least(v[k], low), in_inner = at_least(v[k], inner_low);
-            if (!kOneSided) {
-              in = both(in, at_least(high, v[k])), in_inner = both(in_inner, at_least(inner_high, v[k]));
-              highest = max_of(highest, choose(in_inner, v[k], all(-INFINITY)));
-            }
-            if (!kOpen) {
+            if (kPlace == kAnywhere) {
               alive[k] = Interval::has(v[k], bottom, interval.hi);
               w[k] = zero_unless(alive[k], w[k]);
             }
-            inner[k] = in_inner;
-            mass += w[k], mass_in = add_where(in_inner, mass_in, w[k]);
-            if (kWhole) moment += w[k] * d[k];
-            if (kAbove) moment_in += zero_unless(in_inner, w[k]) * d[k];
-            near[k] = first_only(in, in_inner), any = either(any, near[k]);
+            const V d = kPlainly ? cut[k] : weights.drop(cut[k]);
+            mass = held(mass + w[k]);  // gcc would rather have these in memory
+            if (kWhole) moment += w[k] * d;
+            if (kPlace == kBelow) continue;
+            M in = at_least(v[k], low), in_inner = at_least(v[k], inner_low);
+            if (kPlace != kOnLowerSide) {
+              in = both(in, at_least(high, v[k])), in_inner = both(in_inner, at_least(inner_high, v[k]));
+              highest = max_of(highest, choose(in_inner, v[k], all(-INFINITY)));
+            }
+            mass_in = held(add_where(in_inner, mass_in, w[k]));
+            if (kAbove) moment_in += zero_unless(in_inner, w[k]) * d;
+            inner[k] = in_inner, near[k] = first_only(in, in_inner);
           }
-          // A branch on none in several vectors is guessed right often enough.
-          for (int k = 0; k < kStep && bits_of(any); ++k) to += pack_few(v[k], bits_of(near[k]), to);
+          if (kPlace == kAnywhere) count.add<kStep>(alive);
+          if (kPlace == kBelow) continue;
           inner_count.add<kStep>(inner);
-          if (!kOpen) count.add<kStep>(alive);
+          store_bits<kStep>(near, near_bits + unsigned(i) / 8);
         }
-        masses += pairs_of(mass), inner_mass += pairs_of(mass_in);
-        if (kWhole) moments += pairs_of(moment);
-        if (kAbove) inner_moments += pairs_of(moment_in);
+        const D part = pairs_of(mass), part_in = pairs_of(mass_in);
+        masses += part, inner_mass += part_in;
+        if (kWhole) moments += pairs_of(moment) - (kPlainly ? part * base : D{});
+        if (kAbove) inner_moments += pairs_of(moment_in) - (kPlainly ? part_in * base : D{});
       }
+      if (kPlace != kBelow) to += x.append(near_bits, to);
     };
-    const std::true_type yes;
-    const std::false_type no;
+    auto add_up_at = [&](auto place) FD_INLINE {
+      if ((kWhole || kAbove) && largest <= plain)
+        add_up(place, std::true_type());
+      else
+        add_up(place, std::false_type());
+    };
     if (!interval.open()) {
-      add_up(no, no);
-    } else if (ws.group_max[g] > inner.hi) {
-      add_up(no, yes);
+      add_up(std::integral_constant<int, kAnywhere>(), std::false_type());
+    } else if (largest < wide.lo) {
+      add_up_at(std::integral_constant<int, kBelow>());
+    } else if (largest > inner.hi) {
+      add_up(std::integral_constant<int, kOnBothSides>(), std::false_type());
     } else {
-      add_up(yes, yes);
-      if (ws.group_max[g] >= inner.lo) highest = max_of(highest, all(ws.group_max[g]));
+      add_up_at(std::integral_constant<int, kOnLowerSide>());
+      if (largest >= inner.lo) highest = max_of(highest, all(largest));
     }
     ws.group_mass[g] = sum_of_lanes(inner_mass);
     inner_masses += inner_mass;

@@ -20,6 +20,10 @@ constexpr float kLeastExponent = -100.0f;
 // A group with no exponent above this counts for nothing: 262144 tokens of 2^-50 are 2 parts in 10^10 of a sum that holds a 1.
 constexpr float kFarExponent = -50.0f;
 
+// A group with no exponent above this one counts for little of any sum of w (x - base): to sum up w x for it, and to take off base times
+// the sum of w afterwards, loses 5 bits of a small part, where no |x c| is large (Weights::plain).
+constexpr float kPlainExponent = -4.0f, kPlainLargest = 100.0f;
+
 constexpr float kLowest = -3.402823466e38f;  // the smallest finite logit: -inf never survives
 
 // Where x - base is cut off, so that its exponent at scale c is.
@@ -135,21 +139,27 @@ class Weights {
         base_(all(base)),
         least_(all(kReach == kFar ? least_drop(c) : fmaxf(base + least_drop(c), kLowest))) {}
 
-  // And d = x - base, cut off likewise. kCut: some x may be -inf.
+  // And the logits cut off likewise, x or x - base: `drop` knows which. kCut: some x may be -inf.
   template <int K, bool kCut>
-  inline __attribute__((always_inline)) void of(const V* x, V* d, V* w) const {
-    V cut[K];
+  inline __attribute__((always_inline)) void of(const V* x, V* cut, V* w) const {
     for (int k = 0; k < K; ++k) {
       cut[k] = kReach == kFar ? x[k] - base_ : x[k];
       if (kReach != kNear || kCut) cut[k] = max_of(cut[k], least_);
-      d[k] = kReach == kFar ? cut[k] : cut[k] - base_;
     }
     exp2_.template of<K>(cut, w);
   }
 
+  V drop(V cut) const { return kReach == kFar ? cut : cut - base_; }  // x - base
+
+  // Sums may be of w x where no logit is above this.
+  float plain(float c) const {
+    const float base = base_[0];
+    return kReach != kFar && fabsf(base * c) <= kPlainLargest ? base + kPlainExponent / c : -INFINITY;
+  }
+
   inline __attribute__((always_inline)) V of(V x) const {
-    V d, w;
-    of<1, false>(&x, &d, &w);
+    V cut, w;
+    of<1, false>(&x, &cut, &w);
     return w;
   }
 

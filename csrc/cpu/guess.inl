@@ -198,12 +198,7 @@ class Guess {
 
   // Pivots from a few keys of the sample, about as many keys between each two.
   void spread_pivots() {
-    for (int i = 0; i < kProbes; ++i) {  // insertion sort, descending
-      const float key = ws_.key[(2 * i + 1) * sampled_ / (2 * kProbes)];
-      int j = i;
-      for (; j > 0 && probes_[j - 1] < key; --j) probes_[j] = probes_[j - 1];
-      probes_[j] = key;
-    }
+    probe(ws_.key, sampled_, probes_);
     for (int p = 0; p < kPivots; ++p) pivots_[p] = probes_[4 * p + 2];
     all_ = {probes_[kProbes - 1], by_logit_ ? base_ : 0.0f};
   }

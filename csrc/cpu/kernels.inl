@@ -20,7 +20,7 @@ template <bool kOpen, bool kMoment, int kReach>
 static Sums row_sums_in(const Row& row, const Workspace& ws, float max, float c, Interval interval) {
   const Weights<kReach> weights(max, c);
   const float bottom = interval.bottom();
-  const float far = least_drop(c, kFarExponent);
+  const float far = least_drop(c, kFarExponent), plain = weights.plain(c);
   const double nothing = kGroupSize * exp2(double(kLeastExponent));
   D masses{}, moments{};
   Count n;
@@ -33,25 +33,33 @@ static Sums row_sums_in(const Row& row, const Workspace& ws, float max, float c,
       return;
     }
     D group_mass{};
-    for (int chunk = 0; chunk < kGroupSize; chunk += kChunk) {
-      V mass[2]{}, moment[2]{};
+    auto add_up = [&](auto plainly) FD_INLINE {
+      constexpr bool kPlainly = decltype(plainly)::value;
+      for (int chunk = 0; chunk < kGroupSize; chunk += kChunk) {
+        V mass[2]{}, moment[2]{};
 #pragma GCC unroll kUnroll
-      for (int i = chunk; i < chunk + kChunk; i += kStep * kLanes) {
-        V v[kStep], d[kStep], w[kStep];
-        for (int k = 0; k < kStep; k += 2) x.pair(i + k * kLanes, v + k);
-        weights.template of<kStep, x.kPadded>(v, d, w);
-        if (!kOpen) {
-          M in[kStep];
-          for (int k = 0; k < kStep; ++k) in[k] = Interval::has(v[k], bottom, interval.hi);
-          for (int k = 0; k < kStep; ++k) w[k] = zero_unless(in[k], w[k]);
-          n.add<kStep>(in);
+        for (int i = chunk; i < chunk + kChunk; i += kStep * kLanes) {
+          V v[kStep], cut[kStep], w[kStep];
+          for (int k = 0; k < kStep; k += 2) x.pair(i + k * kLanes, v + k);
+          weights.template of<kStep, x.kPadded>(v, cut, w);
+          if (!kOpen) {
+            M in[kStep];
+            for (int k = 0; k < kStep; ++k) in[k] = Interval::has(v[k], bottom, interval.hi);
+            for (int k = 0; k < kStep; ++k) w[k] = zero_unless(in[k], w[k]);
+            n.add<kStep>(in);
+          }
+          for (int k = 0; k < kStep; ++k) mass[k % 2] += w[k];
+          for (int k = 0; kMoment && k < kStep; ++k) moment[k % 2] += w[k] * (kPlainly ? cut[k] : weights.drop(cut[k]));
         }
-        for (int k = 0; k < kStep; ++k) mass[k % 2] += w[k];
-        for (int k = 0; kMoment && k < kStep; ++k) moment[k % 2] += w[k] * d[k];
+        const D part = pairs_of(x.sum_of_pair(mass));
+        group_mass += part;
+        if (kMoment) moments += pairs_of(x.sum_of_pair(moment)) - (kPlainly ? part * max : D{});
       }
-      group_mass += pairs_of(x.sum_of_pair(mass));
-      if (kMoment) moments += pairs_of(x.sum_of_pair(moment));
-    }
+    };
+    if (kMoment && ws.group_max[g] <= plain)
+      add_up(std::true_type());
+    else
+      add_up(std::false_type());
     ws.group_mass[g] = sum_of_lanes(group_mass);
     masses += group_mass;
   });
@@ -79,7 +87,7 @@ static Sums gathered_sums(const Workspace& ws, int64_t n, float max, float c) {
   for (int64_t i = 0; i < n; i += kStep * kLanes) {
     V x[kStep], d[kStep], w[kStep], mass = all(0.0f), moment = all(0.0f);
     for (int k = 0; k < kStep; ++k) x[k] = load(ws.x + i + k * kLanes);
-    weights.of<kStep, false>(x, d, w);
+    weights.of<kStep, false>(x, d, w);  // kFar: x - base
     for (int k = 0; k < kStep; ++k) {
       store(ws.y + i + k * kLanes, d[k] * c), store(ws.w + i + k * kLanes, w[k]);
       mass += w[k], moment += w[k] * d[k];

@@ -34,6 +34,26 @@ struct Lanes {
     return kDtype == kFloat16 ? load_f16(h) : load_bf16(h);
   }
   V operator[](int i) const { return load_of(first, i); }
+  float at(int i) const {
+    if (kDtype == kFloat32) return static_cast<const float*>(first)[i];
+    return kDtype == kFloat16 ? value_of_f16(static_cast<const uint16_t*>(first)[i]) : load_as_float(first, kDtype, i);
+  }
+
+  // Stores the logits named by a bit each, in order, and up to four more; answers how many.
+  int64_t append(const uint8_t* bits, float* to) const {
+    uint64_t words[kGroupSize / 64];
+    memcpy(words, bits, sizeof words);
+    if (!(words[0] | words[1] | words[2] | words[3])) return 0;
+    int64_t n = 0;
+    for (int w = 0; w < kGroupSize / 64; ++w) {
+      const int count = __builtin_popcountll(words[w]);
+      for (int i = 0; i == 0 || i < count; i += 4)
+        for (int k = 0; k < 4; ++k, words[w] &= words[w] - 1)
+          to[n + i + k] = at(64 * w + __builtin_ctzll(words[w] | uint64_t(1) << 63));
+      n += count;
+    }
+    return n;
+  }
 
   // The 2 kLanes logits from i on, in whatever order is quick: halves parted by_parity, or one half after the other.
   void pair(int i, V* two) const {

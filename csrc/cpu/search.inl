@@ -75,8 +75,7 @@ static Range keep_keys(const Tokens& tokens, const Workspace& ws, int64_t n, flo
   for (int64_t i = 0; i < n; i += kLanes) {  // what is written lies at or before what was read
     const V key = load(tokens.key + i), w = load(tokens.w + i), y = kMoment ? load(tokens.y + i) : w;
     const M in = both(at_least(key, all(from)), less(key, all(below)));
-    const uint32_t bits = bits_of(in);
-    if (!bits) continue;
+    const uint32_t bits = bits_of(in);  // no branch on none: in keys that are new it would be guessed wrong
     pack(key, bits, ws.key + kept), pack(w, bits, ws.key_w + kept);
     if (kMoment) pack(y, bits, ws.key_y + kept);
     kept += __builtin_popcount(bits);
@@ -123,14 +122,22 @@ static Edge walk(const Cut& cut, const Sums& whole, double need, const Workspace
 
 constexpr int kAround = 4;  // pivots, where the place of the edge is known roughly
 
-// 1. A few keys that stand for all, descending.
-static void probe(const Tokens& tokens, int64_t n, float* probes) {
-  for (int i = 0; i < kProbes; ++i) {  // insertion sort
-    const float key = tokens.key[(2 * i + 1) * n / (2 * kProbes)];
-    int j = i;
-    for (; j > 0 && probes[j - 1] < key; --j) probes[j] = probes[j - 1];
-    probes[j] = key;
-  }
+// 1. A few keys that stand for all, descending: each goes to the place that is the number of those before it. Sorting by comparing and
+// moving is guessed wrong at every other step.
+static void probe(const float* key, int64_t n, float* probes) {
+  V taken[kProbes / kLanes], count[kProbes / kLanes];
+  float unsorted[kProbes], places[kProbes];
+  for (int i = 0; i < kProbes; ++i) unsorted[i] = key[(2 * i + 1) * n / (2 * kProbes)];
+  for (int v = 0; v < kProbes / kLanes; ++v) taken[v] = load(unsorted + v * kLanes), count[v] = all(0.0f);
+  for (int i = 0; i < kProbes; ++i)
+    for (int v = 0; v < kProbes / kLanes; ++v) {
+      const V other = all(unsorted[i]);
+      const M later = less(all(float(i - v * kLanes)), count_up());
+      const M before = either(less(taken[v], other), both(later, at_least(other, taken[v])));
+      count[v] = add_where(before, count[v], all(1.0f));
+    }
+  for (int v = 0; v < kProbes / kLanes; ++v) store(places + v * kLanes, count[v]);
+  for (int i = 0; i < kProbes; ++i) probes[int(places[i])] = unsorted[i];
 }
 
 // Pivots between which there are about as many tokens each, descending.
@@ -169,7 +176,7 @@ static Edge search_for(const Cut& cut, const Sums& whole, const Workspace& ws, T
   while (n > kFew && range.high > range.low) {
     float probes[kProbes], pivots[kPivots];
     Sums above[kPivots];
-    probe(tokens, n, probes);
+    probe(tokens.key, n, probes);
     const bool around = share > 0 && share < 1;
     const int count = around ? pivots_around(share, probes, pivots) : spread_pivots(probes, pivots);
     if (pivots[0] <= range.low) pivots[0] = nextafterf(range.low, INFINITY);  // most of them are tied there

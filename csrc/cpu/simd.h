@@ -266,23 +266,17 @@ FD_FN void pack(V x, uint32_t bits, void* to) {
 #endif
 }
 
-// pack, where most vectors hold a few such lanes or none; answers how many.
-FD_FN int pack_few(V x, uint32_t bits, float* to) {
-  const int count = __builtin_popcount(bits);
-#if defined(__AVX512F__)
-  // No branch on none: in one vector it would be guessed wrong too often (in several it is worth it, see split). But half a vector is stored: whole ones nearly always cross a
-  // cache line, which costs as much as all the rest.
-  const __m512 packed = _mm512_maskz_compress_ps(__mmask16(bits), __m512(x));
-  if (__builtin_expect(count <= 8, 1))
-    _mm256_storeu_ps(to, _mm512_castps512_ps256(packed));
-  else
-    _mm512_storeu_ps(to, packed);
-#elif defined(__AVX2__)
-  pack(x, bits, to);  // nor here
-#else
-  if (bits) pack(x, bits, to);
-#endif
-  return count;
+// A bit for each lane of K masks, in order.
+template <int K>
+FD_FN void store_bits(const M* masks, uint8_t* at) {
+  if (kLanes >= 8) {
+    for (int k = 0; k < K; ++k) {
+      const uint32_t bits = bits_of(masks[k]);
+      memcpy(at + k * kLanes / 8, &bits, kLanes / 8);
+    }
+  } else {
+    for (int k = 0; k < K; k += 2) at[k / 2] = uint8_t(bits_of(masks[k]) | bits_of(masks[k + 1]) << 4);
+  }
 }
 
 // kLanes logits of 16 bits as floats, exactly.
@@ -331,6 +325,14 @@ FD_FN void interleave(V* two) {
   float lanes[2 * kLanes];
   for (int i = 0; i < 2 * kLanes; ++i) lanes[i] = two[i % 2][i / 2];
   two[0] = load(lanes), two[1] = load(lanes + kLanes);
+#endif
+}
+
+FD_FN float value_of_f16(uint16_t half) {
+#if defined(__F16C__)
+  return _cvtsh_ss(half);
+#else
+  return from_f16(half);
 #endif
 }
 
