@@ -35,9 +35,9 @@ BATCHES = ((8, 1), (8, 2), (32, 1), (32, 2))
 
 def full() -> list[Group]:
     names = tuple(case.name for case in RULES)
-    groups = [Group("real", V_MAIN, t, names, count=32, peers=ALL_PEERS, peer_rows=16, rounds=7) for t in (1.0, 2.0)]
+    groups = [Group("real", V_MAIN, t, names, count=32, peers=ALL_PEERS, peer_rows=16, rounds=9) for t in (1.0, 2.0)]
     groups.append(Group("real", V_MAIN, 1.5, ("top_h .4", "top_k 50, top_p .95"), peers=ALL_PEERS))
-    groups += [Group("real", V_REAL, t, names, count=32, peer_rows=16, rounds=7, peers=ALL_PEERS) for t in (1.0, 2.0)]
+    groups += [Group("real", V_REAL, t, names, count=32, peer_rows=16, rounds=9, peers=ALL_PEERS) for t in (1.0, 2.0)]
     groups += [
         Group("real", vocab, t, MAIN, count=16 if vocab < 200_000 else 8)
         for vocab in VOCABULARIES if vocab not in (V_MAIN, V_REAL) for t in (1.0, 2.0)
@@ -60,7 +60,7 @@ def full() -> list[Group]:
 
 
 def quick() -> list[Group]:
-    return [Group("real", V_MAIN, 1.0, MAIN[1:], whats=("token",), rounds=7, peers=ALL_PEERS)]
+    return [Group("real", V_MAIN, 1.0, MAIN[1:], whats=("token",), rounds=9, peers=ALL_PEERS)]
 
 
 def tiny() -> list[Group]:

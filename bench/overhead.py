@@ -18,6 +18,7 @@ from . import ours, rows
 from .timing import Candidate, measure
 
 SHORT = 64  # a row so short that the C++ time is next to nothing
+SAMPLE_NS = 150_000  # call after call, as the row is not what is measured
 PASSES = 5  # each takes a second, and a machine that is slow for a second would double what it shows: the median counts
 
 Bind = Callable[[torch.Tensor], Callable[[], object]]
@@ -86,7 +87,7 @@ def _measure(size: int) -> dict:
         Candidate("one pybind11 call", lambda _: native._native.target),
     ]
     given = rows.rows("real", size, 4)
-    timings = measure(candidates, [given[i : i + 1] for i in range(4)], rounds=31)
+    timings = measure(candidates, [given[i : i + 1] for i in range(4)], rounds=31, sample_ns=SAMPLE_NS)
     us = {name: timing.median for name, timing in timings.items()}
     parts = {
         "checks, choice of the engine": us["fd.sample"] - us["native.sample"] - us["answer"],

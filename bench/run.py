@@ -51,14 +51,14 @@ def _candidates(group: grid.Group, case: plans.RuleCase, what: str, threads: int
     plan = case.plan(group.temperature)
     engine = ours.sample_engine if what == "token" else ours.truncate_engine
     found = [
-        Candidate("one read", ours.read_once),
-        Candidate("exp pass", ours.exp_pass),
+        Candidate("one read", ours.read_once, prepare=torch.Tensor.float),
+        Candidate("exp pass", ours.exp_pass, prepare=torch.Tensor.float),
         Candidate("engine", engine(plan)),
     ]
     if threads > 1:
         found.append(Candidate("engine, 1 thread", engine(plan, threads=1)))
     if group.dtype != "float32":
-        found.append(Candidate("engine, float32", lambda x: engine(plan)(x.float())))
+        found.append(Candidate("engine, float32", engine(plan), prepare=torch.Tensor.float))
     if what == "token":
         found.append(Candidate("fd.sample", ours.sample(plan)))
     else:

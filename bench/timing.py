@@ -1,9 +1,13 @@
 """Times of several candidates on the same rows, taken in turn, so that what slows the machine down slows all of them down.
 
-For each input: in every round each candidate runs `repeats` times in a row, after one call that is not measured, and the round's
-sample is the mean of those. `repeats` is calibrated so that a sample lasts long enough for the clock; calls that take longer than
-WARM_NS get no unmeasured one, as what a candidate left in the caches for its successor is nothing beside them. An input's time is
-the median of its samples: one interrupted round does not make a slow row, and a row that is slow stays one.
+In every round, for each input, each candidate is timed for `repeats` calls, and the round's sample is the mean of those. `repeats` is
+calibrated so that a sample lasts long enough for the clock: one call where it lasts 5 microseconds. An input's time is the median of its samples:
+one interrupted round does not make a slow row, and a row that is slow stays one.
+
+Logits are new at every step of a model, so a call must not find them where it has just been: a processor learns the branches of a row
+by heart, tens of thousands of them, and guesses each right when the same row comes again. Therefore one round goes through all inputs before the
+next begins, and the unmeasured call before each sample is on another input; then the input is read once, as logits that were just
+written lie in a cache. Calls that take longer than WARM_NS get neither, as what a candidate left behind is nothing beside them.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from time import perf_counter_ns
 
 import torch
 
-SAMPLE_NS = 150_000  # a sample lasts at least so long; the clock resolves some 50 ns
+SAMPLE_NS = 5_000  # a sample lasts at least so long; the clock resolves some 50 ns
 # With several threads: a core that was idle while one thread was timed takes some milliseconds to reach its speed, and the
 # scheduler as long to give each thread its own. A model that runs between two calls keeps its cores awake.
 THREADED_SAMPLE_NS = 10_000_000
@@ -32,6 +36,7 @@ class Candidate:
     name: str
     bind: Callable[[torch.Tensor], Callable[[], object]]
     rows: int = 10**9  # time it on the first so many rows only
+    prepare: Callable[[torch.Tensor], torch.Tensor] = lambda logits: logits  # what it is given: not timed
 
 
 @dataclass
@@ -92,26 +97,27 @@ def measure(
     collecting = gc.isenabled()
     gc.disable()
     try:
-        for place, rows in enumerate(inputs):
-            calls = {c.name: c.bind(rows) for c in candidates if place < c.rows}
-            used = dict.fromkeys(calls, 0)
-            for name, call in calls.items():
-                if name not in repeats:
-                    repeats[name] = _calibrate(call, sample_ns)
-                found[name].samples.append([])
-            for turn in range(rounds):
-                for name, call in calls.items():
-                    n = repeats[name]
-                    if turn >= FEWEST and used[name] > budget_ms * 1e6:
+        given = {c.name: [c.prepare(rows) for rows in inputs[: c.rows]] for c in candidates}
+        calls = {c.name: [c.bind(rows) for rows in given[c.name]] for c in candidates}
+        used = {name: [0] * len(bound) for name, bound in calls.items()}
+        for name, bound in calls.items():
+            repeats[name] = _calibrate(bound[0], sample_ns)
+            found[name].samples = [[] for _ in bound]
+        for turn in range(rounds):
+            for place, rows in enumerate(inputs):
+                for name, bound in calls.items():
+                    if place >= len(bound) or (turn >= FEWEST and used[name][place] > budget_ms * 1e6):
                         continue
-                    if n > 1 or turn == 0 or used[name] < turn * WARM_NS:
-                        kept = call()
+                    n, call = repeats[name], bound[place]
+                    if n > 1 or turn == 0 or used[name][place] < turn * WARM_NS:
+                        kept = bound[place - 1]()
+                        given[name][place].amax()
                     start = perf_counter_ns()
                     for _ in range(n):
                         kept = call()
                     taken = perf_counter_ns() - start
-                    used[name] += taken
-                    found[name].samples[-1].append(taken / n / 1000 / len(rows))
+                    used[name][place] += taken
+                    found[name].samples[place].append(taken / n / 1000 / len(rows))
     finally:
         if collecting:
             gc.enable()

@@ -16,7 +16,7 @@ def rows_of(logits: torch.Tensor, cuts: torch.Tensor, vocab_limit: int) -> tuple
     batch, vocab = logits.shape
     shape = cuts.shape
     return (
-        logits.data_ptr(), CODE[logits.dtype], batch, vocab, logits.stride(0), vocab_limit, cuts.data_ptr(), shape[0], shape[-2]
+        logits.data_ptr(), CODE[logits.dtype], batch, vocab, logits.stride()[0], vocab_limit, cuts.data_ptr(), shape[0], shape[-2]
     )  # fmt: skip
 
 

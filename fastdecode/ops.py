@@ -132,14 +132,15 @@ def sample(
             num_samples=num_samples, vocab_limit=vocab_limit, stats=stats, top_logprobs=top_logprobs, logprobs_of=ids, check=check,
         ))  # fmt: skip
     rows = _rows(logits)
-    cuts = _cuts(_SOFTMAX if plan is None else plan, len(rows), rows.device)
+    device = rows.device
+    cuts = _cuts(_SOFTMAX if plan is None else plan, rows.shape[0], device)
     draw = _draw(rows, seed, step, streams, num_samples, vocab_limit)
     plain = stats is False and not top_logprobs and logprobs_of is None
     wanted = _NOTHING if plain else _wanted(stats, top_logprobs, logprobs_of, rows, draw.vocab_limit)
     if _traced(rows):
         found = library.sample(rows, cuts, draw, wanted)
     else:
-        found = dispatch.engine_for(rows.device).sample(
+        found = dispatch.engine_for(device).sample(
             rows.detach() if rows.requires_grad else rows, cuts, draw, wanted
         )
     if check:
@@ -227,7 +228,7 @@ def _rows(logits: torch.Tensor) -> torch.Tensor:
     if logits.ndim not in (1, 2) or logits.shape[-1] == 0:
         raise ValueError(f"logits must be [B, V] or [V] with V >= 1; got shape {list(logits.shape)}.")
     rows = logits if logits.ndim == 2 else logits.unsqueeze(0)
-    return rows if rows.stride(1) == 1 or rows.shape[1] == 1 else rows.contiguous()
+    return rows if rows.is_contiguous() or rows.stride(1) == 1 else rows.contiguous()
 
 
 def _from_numpy(name: str, array: Any) -> torch.Tensor:

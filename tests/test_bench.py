@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -160,6 +161,23 @@ def test_stand_ins_are_the_real_row_and_lower_copies():
     assert abs(float(lower.mean()) - rows.OFFSET) < rows.JITTER
     assert all(set(narrow[i].tolist()) <= set(real[i].tolist()) for i in range(4))
     assert torch.equal(rows.rows("ties", 100, 2), rows.rows("ties", 100, 2).round())
+
+
+def test_no_call_finds_the_row_of_the_call_before():
+    """It would guess that row's branches right."""
+    places = []
+
+    def bind(x):
+        def call():
+            time.sleep(1e-4)
+            places.append(int(x[0, 0]))
+
+        return call
+
+    found = timing.measure([timing.Candidate("one", bind)], [torch.full((1, 8), i) for i in range(3)], rounds=4)
+    calls = places[-2 * 3 * 4 :]  # after those that calibrate
+    assert all(before != timed for before, timed in zip(calls[::2], calls[1::2]))
+    assert [len(samples) for samples in found["one"].samples] == [4, 4, 4]
 
 
 def test_quantiles_and_summaries():
