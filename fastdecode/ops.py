@@ -140,9 +140,7 @@ def sample(
     if _traced(rows):
         found = library.sample(rows, cuts, draw, wanted)
     else:
-        found = dispatch.engine_for(device).sample(
-            rows.detach() if rows.requires_grad else rows, cuts, draw, wanted
-        )
+        found = dispatch.engine_for(device).sample(rows.detach() if rows.requires_grad else rows, cuts, draw, wanted)
     if check:
         _raise_if_flagged(found["status"])
     if logits.ndim == 1:
