@@ -4,10 +4,10 @@ In every round, for each input, each candidate is timed for `repeats` calls, and
 calibrated so that a sample lasts long enough for the clock: one call where it lasts 5 microseconds. An input's time is the median of its samples:
 one interrupted round does not make a slow row, and a row that is slow stays one.
 
-Logits are new at every step of a model, so a call must not find them where it has just been: a processor learns the branches of a row
-by heart, tens of thousands of them, and guesses each right when the same row comes again. Therefore one round goes through all inputs before the
-next begins, and the unmeasured call before each sample is on another input; then the input is read once, as logits that were just
-written lie in a cache. Calls that take longer than WARM_NS get neither, as what a candidate left behind is nothing beside them.
+Logits are new at every step of a model, so a call must not find the row of the call before: a processor learns the branches of a row
+by heart, tens of thousands of them, and guesses each right when the row comes again at once. Therefore TOGETHER inputs take turns, and
+the unmeasured call before each sample is on another one of them; then the input is read once, as logits that were just written lie in a
+cache. Calls that take longer than WARM_NS get neither, as what a candidate left behind is nothing beside them.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ SAMPLE_NS = 5_000  # a sample lasts at least so long; the clock resolves some 50
 # scheduler as long to give each thread its own. A model that runs between two calls keeps its cores awake.
 THREADED_SAMPLE_NS = 10_000_000
 WARM_NS = 5_000_000
+TOGETHER = 4  # no more, so that what they write stays in the last cache as well
 FEWEST = 2  # rounds of a candidate that has used up its time
 
 
@@ -93,36 +94,50 @@ def measure(
     """
     found = {c.name: Timing() for c in candidates}
     repeats: dict[str, int] = {}
-    kept: object = None
     collecting = gc.isenabled()
     gc.disable()
     try:
-        given = {c.name: [c.prepare(rows) for rows in inputs[: c.rows]] for c in candidates}
-        calls = {c.name: [c.bind(rows) for rows in given[c.name]] for c in candidates}
-        used = {name: [0] * len(bound) for name, bound in calls.items()}
-        for name, bound in calls.items():
-            repeats[name] = _calibrate(bound[0], sample_ns)
-            found[name].samples = [[] for _ in bound]
-        for turn in range(rounds):
-            for place, rows in enumerate(inputs):
-                for name, bound in calls.items():
-                    if place >= len(bound) or (turn >= FEWEST and used[name][place] > budget_ms * 1e6):
-                        continue
-                    n, call = repeats[name], bound[place]
-                    if n > 1 or turn == 0 or used[name][place] < turn * WARM_NS:
-                        kept = bound[place - 1]()
-                        given[name][place].amax()
-                    start = perf_counter_ns()
-                    for _ in range(n):
-                        kept = call()
-                    taken = perf_counter_ns() - start
-                    used[name][place] += taken
-                    found[name].samples[place].append(taken / n / 1000 / len(rows))
+        for first in range(0, len(inputs), TOGETHER):
+            some = inputs[first : first + TOGETHER]
+            bound = {c.name: [_Bound(c, rows) for rows in some[: max(0, c.rows - first)]] for c in candidates}
+            for name, each in bound.items():
+                if name not in repeats:
+                    repeats[name] = _calibrate(each[0].call, sample_ns)
+            for turn in range(rounds):
+                for place in range(len(some)):
+                    for name, each in bound.items():
+                        if place < len(each) and (turn < FEWEST or each[place].used <= budget_ms * 1e6):
+                            each[place].take(turn, repeats[name], before=each[place - 1].call)
+            for name, each in bound.items():
+                found[name].samples += [one.samples for one in each]
     finally:
         if collecting:
             gc.enable()
-    del kept
     return found
+
+
+class _Bound:
+    """A candidate made ready for one input."""
+
+    def __init__(self, candidate: Candidate, rows: torch.Tensor) -> None:
+        self.given = candidate.prepare(rows)
+        self.call = candidate.bind(self.given)
+        self.used = 0
+        self.samples: list[float] = []
+
+    def take(self, turn: int, repeats: int, before: Callable[[], object]) -> None:
+        """One sample, after a call `before` on another input."""
+        kept: object = None
+        if repeats > 1 or turn == 0 or self.used < turn * WARM_NS:
+            kept = before()
+            self.given.amax()
+        start = perf_counter_ns()
+        for _ in range(repeats):
+            kept = self.call()
+        taken = perf_counter_ns() - start
+        del kept
+        self.used += taken
+        self.samples.append(taken / repeats / 1000 / len(self.given))
 
 
 def _calibrate(call: Callable[[], object], sample_ns: int) -> int:

@@ -168,7 +168,7 @@ static Extent row_max_of_halves(const Row& row, float* group_max) {
   const int16_t infinity = row.dtype == kFloat16 ? 0x7c00 : 0x7f80;
   auto larger = [](auto a, auto b) FD_INLINE { return a > b ? a : b; };
   auto smaller = [](auto a, auto b) FD_INLINE { return a < b ? a : b; };
-  auto value_of = [&](uint16_t half) FD_INLINE { return load_as_float(&half, row.dtype, 0); };
+  auto value_of = [&](uint16_t half) FD_INLINE { return row.dtype == kFloat16 ? from_f16(half) : from_bf16(half); };
   H highest = H{} - 0x7fff - 1;
   UH first = ~UH{}, last = UH{};
   for (int64_t g = 0; g < row.groups(); ++g, h += kGroupSize) {
