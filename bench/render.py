@@ -45,10 +45,15 @@ def where_from(results: Results) -> str:
     first, folder = results.records[0], folder_of(results)
     machine = first["machine"]
     changed = ", with changes that were not committed" if first["dirty"] else ""
+    known = (
+        ""
+        if first.get("rows_in_turn")
+        else " Each row came again at once, whose branches a processor then knows by heart."
+    )
     return (
         f"{machine['cpu']}, {machine['cores']} cores, {first['instruction_set']}; {machine['compiler']}, torch {machine['torch']}, "
         f"transformers {machine['transformers']}, llama.cpp {machine['llama.cpp']}; commit {first['commit'][:12]}{changed}. "
-        f"Other programs took {share(others_busy(results.records))} of the machine meanwhile. "
+        f"Other programs took {share(others_busy(results.records))} of the machine meanwhile.{known} "
         f"All figures: [{results.path.name}]({folder}/{results.path.name}); more tables: [{results.tables.name}]({folder}/{results.tables.name})."
     )
 
@@ -64,7 +69,8 @@ def readme_section(results: Results) -> str:
         f"From logits to a token, V = {V_MAIN}, float32, one row at a time, one thread, microseconds per row: the median over the rows. "
         "**Engine** is the C++ time, **`fd.sample`** the whole Python call, **reads** the engine's time over that of one read of the row "
         "(its largest element, in the same minute), **slowest** the same for the slowest row. **Step** is what transformers does for "
-        "the same: its warpers, softmax and `torch.multinomial`. Each row stays in the cache between calls, for everybody.\n\n"
+        "the same: its warpers, softmax and `torch.multinomial`. Rows take turns, for everybody, as each is a new one to a model; it is read "
+        "once before it is timed, as logits that were just written lie in a cache.\n\n"
         f"The rows are stand-ins at this size: rows of SmolLM2-135M (V = 49152) continued by copies of themselves, each {OFFSET:g} nats "
         f"lower than the one before and blurred by {JITTER:g}. T = 2 is where rows are flat and many tokens survive."
     )

@@ -20,7 +20,7 @@ from fastdecode import native
 
 from . import RESULTS, grid, machine, ours, overhead, peers, plans, rows
 from .records import others_busy, share
-from .timing import SAMPLE_NS, THREADED_SAMPLE_NS, Candidate, Timing, measure
+from .timing import SAMPLE_NS, THREADED_SAMPLE_NS, TOGETHER, Candidate, Timing, measure
 from .verify import Verified, verify
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -121,6 +121,7 @@ def around() -> dict:
     return {
         "instruction_set": native.build_info()["target"],
         "ceilings": "C++" if ours.NATIVE_CEILINGS else "torch.max and torch.logsumexp: this build has no C++ ceilings",
+        "rows_in_turn": TOGETHER,
         **machine.commit(),
         "machine": machine.machine(),
     }
