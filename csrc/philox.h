@@ -27,13 +27,16 @@ struct Words {
   uint32_t w[4];
 };
 
+constexpr int kRounds = 10;
+constexpr uint32_t kFactor0 = 0xD2511F53u, kFactor1 = 0xCD9E8D57u, kKeyStep0 = 0x9E3779B9u, kKeyStep1 = 0xBB67AE85u;
+
 FD_FN Words philox4x32_10(Words counter, uint32_t key0, uint32_t key1) {
-  for (int round = 0; round < 10; ++round) {
-    const uint64_t p0 = uint64_t(counter.w[0]) * 0xD2511F53u, p1 = uint64_t(counter.w[2]) * 0xCD9E8D57u;
+  for (int round = 0; round < kRounds; ++round) {
+    const uint64_t p0 = uint64_t(counter.w[0]) * kFactor0, p1 = uint64_t(counter.w[2]) * kFactor1;
     counter = {{uint32_t(p1 >> 32) ^ counter.w[1] ^ key0, uint32_t(p1), uint32_t(p0 >> 32) ^ counter.w[3] ^ key1,
                 uint32_t(p0)}};
-    key0 += 0x9E3779B9u;
-    key1 += 0xBB67AE85u;
+    key0 += kKeyStep0;
+    key1 += kKeyStep1;
   }
   return counter;
 }

@@ -35,6 +35,8 @@ typedef int32_t I __attribute__((vector_size(4 * kLanes)));
 typedef uint32_t U __attribute__((vector_size(4 * kLanes)));
 typedef double D __attribute__((vector_size(4 * kLanes)));  // half as many lanes
 
+typedef uint64_t W __attribute__((vector_size(4 * kLanes)));  // and these
+
 typedef int16_t H __attribute__((vector_size(4 * kLanes)));  // twice as many lanes
 typedef uint16_t UH __attribute__((vector_size(4 * kLanes)));
 
@@ -222,6 +224,19 @@ FD_FN V fused(V a, V b, V c) {
   return V(_mm256_fmadd_ps(__m256(a), __m256(b), __m256(c)));
 #else
   return a * b + c;
+#endif
+}
+
+// The products of the lower halves of the lanes.
+FD_FN W product_of_halves(W a, W b) {
+#if defined(__AVX512F__)
+  return W(_mm512_mul_epu32(__m512i(a), __m512i(b)));
+#elif defined(__AVX2__)
+  return W(_mm256_mul_epu32(__m256i(a), __m256i(b)));
+#elif defined(__SSE2__)
+  return W(_mm_mul_epu32(__m128i(a), __m128i(b)));
+#else
+  return (a & 0xffffffff) * (b & 0xffffffff);
 #endif
 }
 
