@@ -45,11 +45,8 @@ def where_from(results: Results) -> str:
     first, folder = results.records[0], folder_of(results)
     machine = first["machine"]
     changed = ", with changes that were not committed" if first["dirty"] else ""
-    known = (
-        ""
-        if first.get("rows_in_turn")
-        else " Each row came again at once, whose branches a processor then knows by heart."
-    )
+    at_once = " Each row came again at once, whose branches a processor then knows by heart."
+    known = "" if first.get("rows_in_turn") else at_once
     return (
         f"{machine['cpu']}, {machine['cores']} cores, {first['instruction_set']}; {machine['compiler']}, torch {machine['torch']}, "
         f"transformers {machine['transformers']}, llama.cpp {machine['llama.cpp']}; commit {first['commit'][:12]}{changed}. "

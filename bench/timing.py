@@ -1,8 +1,8 @@
 """Times of several candidates on the same rows, taken in turn, so that what slows the machine down slows all of them down.
 
 In every round, for each input, each candidate is timed for `repeats` calls, and the round's sample is the mean of those. `repeats` is
-calibrated so that a sample lasts long enough for the clock: one call where it lasts 5 microseconds. An input's time is the median of its samples:
-one interrupted round does not make a slow row, and a row that is slow stays one.
+calibrated so that a sample lasts long enough for the clock: one call where it lasts 5 microseconds. An input's time is the median of
+its samples: one interrupted round does not make a slow row, and a row that is slow stays one.
 
 Logits are new at every step of a model, so a call must not find the row of the call before: a processor learns the branches of a row
 by heart, tens of thousands of them, and guesses each right when the row comes again at once. Therefore TOGETHER inputs take turns, and

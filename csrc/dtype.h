@@ -52,10 +52,12 @@ FD_FN uint16_t to_f16(float x) {
   return uint16_t(sign | ((magnitude - 0x38000000u + 0xfff + (magnitude >> 13 & 1)) >> 13));
 }
 
+// Of a type of 16 bits.
+FD_FN float from_half(uint16_t h, int dtype) { return dtype == kFloat16 ? from_f16(h) : from_bf16(h); }
+
 FD_FN float load_as_float(const void* base, int dtype, int64_t i) {
   if (dtype == kFloat32) return static_cast<const float*>(base)[i];
-  const uint16_t h = static_cast<const uint16_t*>(base)[i];
-  return dtype == kFloat16 ? from_f16(h) : from_bf16(h);
+  return from_half(static_cast<const uint16_t*>(base)[i], dtype);
 }
 
 FD_FN void store_from_float(void* base, int dtype, int64_t i, float x) {

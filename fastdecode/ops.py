@@ -226,7 +226,7 @@ def _rows(logits: torch.Tensor) -> torch.Tensor:
     if logits.ndim not in (1, 2) or logits.shape[-1] == 0:
         raise ValueError(f"logits must be [B, V] or [V] with V >= 1; got shape {list(logits.shape)}.")
     rows = logits if logits.ndim == 2 else logits.unsqueeze(0)
-    return rows if rows.is_contiguous() or rows.stride(1) == 1 else rows.contiguous()
+    return rows if rows.is_contiguous() or rows.stride(1) == 1 or rows.shape[1] == 1 else rows.contiguous()
 
 
 def _from_numpy(name: str, array: Any) -> torch.Tensor:

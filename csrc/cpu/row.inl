@@ -35,8 +35,8 @@ struct Lanes {
   }
   V operator[](int i) const { return load_of(first, i); }
   float at(int i) const {
-    if (kDtype == kFloat32) return static_cast<const float*>(first)[i];
-    return kDtype == kFloat16 ? value_of_f16(static_cast<const uint16_t*>(first)[i]) : load_as_float(first, kDtype, i);
+    if (kDtype == kFloat16) return value_of_f16(static_cast<const uint16_t*>(first)[i]);
+    return load_as_float(first, kDtype, i);
   }
 
   // Stores the logits named by a bit each, in order, and up to four more; answers how many.
@@ -168,7 +168,7 @@ static Extent row_max_of_halves(const Row& row, float* group_max) {
   const int16_t infinity = row.dtype == kFloat16 ? 0x7c00 : 0x7f80;
   auto larger = [](auto a, auto b) FD_INLINE { return a > b ? a : b; };
   auto smaller = [](auto a, auto b) FD_INLINE { return a < b ? a : b; };
-  auto value_of = [&](uint16_t half) FD_INLINE { return row.dtype == kFloat16 ? from_f16(half) : from_bf16(half); };
+  auto value_of = [&](uint16_t half) FD_INLINE { return from_half(half, row.dtype); };
   H highest = H{} - 0x7fff - 1;
   UH first = ~UH{}, last = UH{};
   for (int64_t g = 0; g < row.groups(); ++g, h += kGroupSize) {
