@@ -37,7 +37,7 @@ RULES: dict[str, tuple[dict[str, float], fd.Plan]] = {
     "none": ({}, fd.plan()),
     "min_p .05": ({"min_p": 0.05}, fd.plan(fd.min_p(0.05))),
     "top_p .95": ({"top_p": 0.95}, fd.plan(fd.top_p(0.95))),
-    "typical .9": ({"typical_p": 0.9}, fd.plan(fd.typical(0.9))),
+    "typical .9": ({"typical_p": 0.9}, fd.plan(fd.typical_p(0.9))),
     "top_h .4": ({"top_h": 0.4}, fd.plan(fd.top_h(0.4, variant="hf"))),
 }
 WAYS = ("transformers", "our processor", "our loop")

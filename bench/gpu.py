@@ -36,7 +36,7 @@ RULES = {
     "min_p": (fd.min_p(0.05),),
     "top_k": (fd.top_k(50),),
     "top_p": (fd.top_p(0.95),),
-    "typical": (fd.typical(0.9),),
+    "typical": (fd.typical_p(0.9),),
     "top_h": (fd.top_h(0.4),),
     "top_k, top_p, min_p": (fd.top_k(50), fd.top_p(0.95), fd.min_p(0.05)),
 }

@@ -40,7 +40,7 @@ TEMPERATURES = (0.7, 1.0, 1.5, 2.0)
 RULES = {
     "none": fd.plan(),
     "top_p .95": fd.plan(fd.top_p(0.95)),
-    "typical .9": fd.plan(fd.typical(0.9)),
+    "typical .9": fd.plan(fd.typical_p(0.9)),
     "min_p .1": fd.plan(fd.min_p(0.1)),
     "top_h .4": fd.plan(fd.top_h(0.4)),
     "top_h .4 hf": fd.plan(fd.top_h(0.4, variant="hf")),

@@ -19,7 +19,7 @@ P = torch.tensor([0.30, 0.22, 0.15, 0.11, 0.08, 0.05, 0.04, 0.025, 0.015, 0.01])
 ENTROPY = float(-(P * P.log()).sum())
 
 figure, (floor, prefix, typical) = pyplot.subplots(1, 3, figsize=(12, 3.9), sharey=True, layout="constrained")
-for panel, rule in ((floor, fd.min_p(0.15)), (prefix, fd.top_p(0.8)), (typical, fd.typical(0.4))):
+for panel, rule in ((floor, fd.min_p(0.15)), (prefix, fd.top_p(0.8)), (typical, fd.typical_p(0.4))):
     stays = fd.truncate(P.log(), fd.plan(rule)) > -torch.inf
     for rank, (p, kept) in enumerate(zip(P.tolist(), stays.tolist()), 1):
         panel.bar(rank, p, color=KEPT if kept else REMOVED, hatch=None if kept else "///", edgecolor="white")
@@ -38,7 +38,7 @@ for rank, mass in enumerate(P.cumsum(0).tolist()[:6], 1):
         f"{mass:.2f}", (rank, float(P[rank - 1])), (0, 3), textcoords="offset points", ha="center", fontsize=8
     )
 
-typical.set_title("prefix by typicality: typical(0.4)\nadd up mass, from -ln p = H outwards")
+typical.set_title("prefix by typicality: typical_p(0.4)\nadd up mass, from -ln p = H outwards")
 centre = float(torch.tensor(-ENTROPY).exp())
 typical.axhline(centre, color=LINE, linewidth=2)
 typical.annotate(f"exp(-H) = {centre:.3f}", (10.4, centre), (0, 5), textcoords="offset points", ha="right", color=LINE)

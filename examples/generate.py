@@ -26,5 +26,5 @@ ids = model.generate(**inputs, **options, top_h=0.4, custom_generate=fd.hf.sampl
 print("Top-H:", tokenizer.decode(ids[0]))
 
 # No change to the call at all, streamers included; beam search and the like pass through to transformers.
-with fd.hf.accelerate(model, seed=7):
+with fd.hf.patch(model, seed=7):
     model.generate(**inputs, **options, typical_p=0.9, streamer=TextStreamer(tokenizer))

@@ -13,8 +13,8 @@ from .record import Sample
 from .report import info
 from .rules import (
     Rule,
-    epsilon,
-    eta,
+    epsilon_cutoff,
+    eta_cutoff,
     min_p,
     p_less,
     temperature,
@@ -23,7 +23,7 @@ from .rules import (
     top_k,
     top_n_sigma,
     top_p,
-    typical,
+    typical_p,
 )
 from .soft import SoftTokens, soft_logprobs, soft_tokens
 
@@ -32,6 +32,6 @@ __version__ = "0.1.0"
 __all__ = [
     "STATUS_EMPTY", "STATUS_NAN", "STATUS_OK",
     "Plan", "Rule", "Sample", "SoftTokens",
-    "epsilon", "eta", "info", "min_p", "p_less", "plan", "sample", "sample_temperatures", "soft_embedding", "soft_logprobs",
-    "soft_tokens", "temperature", "top_a", "top_h", "top_k", "top_n_sigma", "top_p", "truncate", "typical",
+    "epsilon_cutoff", "eta_cutoff", "info", "min_p", "p_less", "plan", "sample", "sample_temperatures", "soft_embedding", "soft_logprobs",
+    "soft_tokens", "temperature", "top_a", "top_h", "top_k", "top_n_sigma", "top_p", "truncate", "typical_p",
 ]  # fmt: skip

@@ -18,7 +18,7 @@ from .soft import NOISES
 
 # What --compare sets side by side, at values where a small model still makes sense at temperature 1.2; a value given on the
 # command line replaces the one here.
-COMPARED = {"top_h": 0.4, "min_p": 0.1, "typical": 0.7}
+COMPARED = {"top_h": 0.4, "min_p": 0.1, "typical_p": 0.7}
 
 
 def main(arguments: list[str] | None = None) -> int:

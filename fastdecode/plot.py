@@ -12,14 +12,14 @@ import torch
 
 from . import demo, ops
 from .plan import plan
-from .rules import Rule, min_p, temperature, top_h, top_k, top_p, typical
+from .rules import Rule, min_p, temperature, top_h, top_k, top_p, typical_p
 
 # Okabe and Ito's colours, which colour-blind people can tell apart, and their yellow darkened for a white page. Each goes with a
 # marker of its own.
 COLORS = ("#000000", "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8C6D00")
 MARKERS = "osD^vP*X"
 
-USUAL = (top_k(50), top_p(0.95), min_p(0.05), typical(0.9), top_h(0.4), top_h(0.4, variant="hf"))
+USUAL = (top_k(50), top_p(0.95), min_p(0.05), typical_p(0.9), top_h(0.4), top_h(0.4, variant="hf"))
 TEMPERATURES = (0.7, 1.0, 1.5, 2.0)
 SWEEP = np.linspace(0.3, 3.0, 55)  # temperatures of the lower panel
 LOWEST = 1e-9  # probabilities below are not shown

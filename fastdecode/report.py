@@ -174,12 +174,12 @@ def _reference_keeps() -> str:
 
 def _agrees_with_reference(name: str) -> str:
     """One chain with every kind of cut on a fixed bumpy row: the same mask and the same tokens as the reference."""
-    from . import plan, sample, temperature, top_h, top_k, top_n_sigma, truncate, typical
+    from . import plan, sample, temperature, top_h, top_k, top_n_sigma, truncate, typical_p
 
     device = next((device for device, names in dispatch.PREFERENCE.items() if name in names), "cpu")
     ids = torch.arange(3001, dtype=torch.float64, device="cpu")
     row = (5 * torch.sin(ids * ids) + 3 * torch.sin(ids / 100)).float()[None].to(device)
-    chain = plan(temperature(1.3), top_k(2000), typical(0.95), top_n_sigma(1.5), top_h(0.9))
+    chain = plan(temperature(1.3), top_k(2000), typical_p(0.95), top_n_sigma(1.5), top_h(0.9))
     found = []
     for engine in ("reference", name):
         with dispatch.use(engine):

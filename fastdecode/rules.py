@@ -128,7 +128,7 @@ def min_p(p: Parameter, min_tokens_to_keep: int = 1) -> Rule:
     )
 
 
-def typical(mass: Parameter, min_tokens_to_keep: int = 1) -> Rule:
+def typical_p(mass: Parameter, min_tokens_to_keep: int = 1) -> Rule:
     """Locally typical sampling: keep the tokens whose surprisal is nearest to the entropy until their mass reaches `mass`.
 
     The token that crosses is kept; the most probable token may go (arXiv 2202.00666).
@@ -137,9 +137,9 @@ def typical(mass: Parameter, min_tokens_to_keep: int = 1) -> Rule:
         mass: in (0, 1], or a [B] tensor; 1 switches the rule off.
         min_tokens_to_keep: keep at least so many tokens, the most typical ones.
     """
-    need = _off_at(_checked("typical", mass, 0.0, 1.0, "(]"), 1.0, math.inf)
+    need = _off_at(_checked("typical_p", mass, 0.0, 1.0, "(]"), 1.0, math.inf)
     cut = Cut(PREFIX, order=BY_TYPICALITY, measure=MASS, need=need, keep=_keep(min_tokens_to_keep))
-    return Rule("typical", (mass,), _option(min_tokens_to_keep), (cut,))
+    return Rule("typical_p", (mass,), _option(min_tokens_to_keep), (cut,))
 
 
 def top_h(alpha: Parameter, variant: str = "paper") -> Rule:
@@ -164,28 +164,28 @@ def top_h(alpha: Parameter, variant: str = "paper") -> Rule:
     return Rule("top_h", (alpha,), () if variant == "paper" else (("variant", variant),), (cut,))
 
 
-def epsilon(e: Parameter, min_tokens_to_keep: int = 1) -> Rule:
+def epsilon_cutoff(e: Parameter, min_tokens_to_keep: int = 1) -> Rule:
     """Keep tokens of probability at least `e` (arXiv 2210.15191).
 
     Args:
         e: in [0, 1), or a [B] tensor; 0 switches the rule off. Usual values: 3e-4 to 9e-4.
         min_tokens_to_keep: keep at least so many tokens.
     """
-    offset = _log(_checked("epsilon", e, 0.0, 1.0, "[)"))
+    offset = _log(_checked("epsilon_cutoff", e, 0.0, 1.0, "[)"))
     cut = Cut(FLOOR, w_lse=1.0, offset=offset, keep=_keep(min_tokens_to_keep))
-    return Rule("epsilon", (e,), _option(min_tokens_to_keep), (cut,))
+    return Rule("epsilon_cutoff", (e,), _option(min_tokens_to_keep), (cut,))
 
 
-def eta(e: Parameter, min_tokens_to_keep: int = 1) -> Rule:
+def eta_cutoff(e: Parameter, min_tokens_to_keep: int = 1) -> Rule:
     """Keep tokens of probability at least min(e, sqrt(e) * exp(-H)), H the entropy in nats (arXiv 2210.15191).
 
     Args:
         e: in [0, 1), or a [B] tensor; 0 switches the rule off. Usual values: 3e-4 to 4e-3.
         min_tokens_to_keep: keep at least so many tokens.
     """
-    offset = _log(_checked("eta", e, 0.0, 1.0, "[)"))
+    offset = _log(_checked("eta_cutoff", e, 0.0, 1.0, "[)"))
     cut = Cut(FLOOR, w_lse=1.0, offset=offset, offset_h=offset / 2, keep=_keep(min_tokens_to_keep))
-    return Rule("eta", (e,), _option(min_tokens_to_keep), (cut,))
+    return Rule("eta_cutoff", (e,), _option(min_tokens_to_keep), (cut,))
 
 
 def top_n_sigma(n: Parameter) -> Rule:
@@ -215,7 +215,7 @@ def p_less() -> Rule:
     return Rule("p_less", (), cuts=(Cut(FLOOR, w_lse=1.0, w_p2=1.0),))
 
 
-RULES = (temperature, top_h, top_k, top_p, min_p, typical, epsilon, eta, top_n_sigma, top_a, p_less)
+RULES = (temperature, top_h, top_k, top_p, min_p, typical_p, epsilon_cutoff, eta_cutoff, top_n_sigma, top_a, p_less)
 
 
 # ---- parameters ----------------------------------------------------------------------------------------------------

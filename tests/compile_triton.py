@@ -73,7 +73,7 @@ with dispatch.use("triton"):
         torch.float32,
         stats=("margin",),
         top_logprobs=1,
-        plan=fd.plan(fd.top_k(5), fd.typical(0.5), fd.temperature(2.0)),
+        plan=fd.plan(fd.top_k(5), fd.typical_p(0.5), fd.temperature(2.0)),
     )
     call(
         4,

@@ -105,13 +105,13 @@ def plans_for(options: str) -> str:
         ("--top-h 0.4 --temperature 1.5 -n 3", "[plan(temperature(1.5), top_h(0.4))]"),
         ("--top-h .4 --top-h-variant hf", "[plan(top_h(0.4, variant='hf'))]"),
         (
-            "--p-less --top-a .2 --top-n-sigma 1 --eta 3e-4 --epsilon 9e-4 --typical .9 --min-p .05 --top-p .95 --top-k 50 --top-h 1 --temperature 0",
-            "[plan(temperature(0), top_h(1), top_k(50), top_p(0.95), min_p(0.05), typical(0.9), epsilon(0.0009), eta(0.0003), "
+            "--p-less --top-a .2 --top-n-sigma 1 --eta-cutoff 3e-4 --epsilon-cutoff 9e-4 --typical-p .9 --min-p .05 --top-p .95 --top-k 50 --top-h 1 --temperature 0",
+            "[plan(temperature(0), top_h(1), top_k(50), top_p(0.95), min_p(0.05), typical_p(0.9), epsilon_cutoff(0.0009), eta_cutoff(0.0003), "
             "top_n_sigma(1), top_a(0.2), p_less())]",
         ),
         (
             "--compare --temperature 1.5 --min-p 0.02",
-            "[plan(temperature(1.5), top_h(0.4)), plan(temperature(1.5), min_p(0.02)), plan(temperature(1.5), typical(0.7))]",
+            "[plan(temperature(1.5), top_h(0.4)), plan(temperature(1.5), min_p(0.02)), plan(temperature(1.5), typical_p(0.7))]",
         ),
     ],
 )
@@ -221,7 +221,7 @@ def test_a_new_seed_is_taken_and_shown(tiny, capsys):
 
 def test_compare_shows_three_samplers_side_by_side(tiny, capsys):
     printed = written(capsys, "--model", tiny, "--compare", "--temperature", "1.5", "--max-new-tokens", "6")
-    assert all(title in printed.splitlines()[0] for title in ("top_h(0.4)", "min_p(0.1)", "typical(0.7)"))
+    assert all(title in printed.splitlines()[0] for title in ("top_h(0.4)", "min_p(0.1)", "typical_p(0.7)"))
     assert "temperature(1.5), seed" in printed
 
 

@@ -155,7 +155,7 @@ def test_memory_layouts(engine, layout, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
-    "plan", ["top_p(0.9)", "three temperatures", "min_p(0.05)", "typical(0.9)", "nothing", "greedy"]
+    "plan", ["top_p(0.9)", "three temperatures", "min_p(0.05)", "typical_p(0.9)", "nothing", "greedy"]
 )
 def test_out(engine, plan, dtype):
     key = f"{plan}{dtype}"
@@ -182,7 +182,7 @@ def test_out_leaves_what_lies_between_its_rows(engine):
 
 @pytest.mark.parametrize("limit", [1, 255, 256, 500, 999, 1000])
 @pytest.mark.parametrize(
-    "plan", ["nothing", "top_p(0.9)", "top_k(50)", "typical(0.9)", "top_n_sigma(1.0)", "greedy in some rows"]
+    "plan", ["nothing", "top_p(0.9)", "top_k(50)", "typical_p(0.9)", "top_n_sigma(1.0)", "greedy in some rows"]
 )
 def test_vocab_limit(engine, plan, limit):
     for name in engine.few(("peaked", "ascending", "holes", "+inf"), 1, f"{plan}{limit}"):
@@ -267,8 +267,8 @@ def test_flagged_rows_say_nothing(engine):
 
 RULES_TO_CHAIN = (
     lambda u: fd.temperature(0.3 + 2.5 * u), lambda u: fd.top_k(1 + int(300 * u)), lambda u: fd.top_p(0.05 + 0.94 * u),
-    lambda u: fd.min_p(0.5 * u**3), lambda u: fd.typical(0.05 + 0.94 * u), lambda u: fd.top_h(0.05 + 0.9 * u),
-    lambda u: fd.top_h(0.05 + 0.9 * u, variant="hf"), lambda u: fd.epsilon(0.02 * u), lambda u: fd.eta(0.02 * u),
+    lambda u: fd.min_p(0.5 * u**3), lambda u: fd.typical_p(0.05 + 0.94 * u), lambda u: fd.top_h(0.05 + 0.9 * u),
+    lambda u: fd.top_h(0.05 + 0.9 * u, variant="hf"), lambda u: fd.epsilon_cutoff(0.02 * u), lambda u: fd.eta_cutoff(0.02 * u),
     lambda u: fd.top_n_sigma(0.2 + 4 * u), lambda u: fd.top_a(u), lambda u: fd.p_less(), lambda u: fd.top_p(u or 1, min_tokens_to_keep=9),
 )  # fmt: skip
 
@@ -290,7 +290,7 @@ def test_random_chains(engine):
 
 
 def test_extreme_temperatures(engine):
-    chains = ((), (fd.top_p(0.9),), (fd.min_p(0.1), fd.top_h(0.4)), (fd.typical(0.5),))
+    chains = ((), (fd.top_p(0.9),), (fd.min_p(0.1), fd.top_h(0.4)), (fd.typical_p(0.5),))
     for t in (1e-30, 1e-6, 1e-3, 50.0, 1e6, 1e30):
         for name in engine.few(("peaked", "integer ties", "+1e4", "V=33", "holes"), 1, f"{t}"):
             for rules in engine.few(chains, 1, f"{t}"):
@@ -319,7 +319,7 @@ def test_per_row_plans_are_the_plans_of_the_rows(engine):
         fd.top_k: (0, 3, 40),
         fd.top_p: (1.0, 0.7),
         fd.min_p: (0.0, 0.02, 0.2),
-        fd.typical: (0.9, 1.0),
+        fd.typical_p: (0.9, 1.0),
     }
     together = fd.truncate(logits, fd.plan(*(rule(cycle(v, 8)) for rule, v in values.items())))
     tokens = fd.sample(logits, fd.plan(*(rule(cycle(v, 8)) for rule, v in values.items())), seed=4).tokens

@@ -317,7 +317,7 @@ def test_several_devices(gpu):
 def test_batches_of_all_sizes_on_a_gpu(gpu):
     """The launcher takes another cluster for each; a row's answer stays the same."""
     x = ordinary(8, 128256, 94).to(gpu)
-    plan = fd.plan(fd.temperature(2.0), fd.typical(0.9))
+    plan = fd.plan(fd.temperature(2.0), fd.typical_p(0.9))
     want = fd.sample(x, plan, seed=1, stats=True)
     for copies in (1, 2, 16, 64, 512):
         many = x.repeat(copies, 1)

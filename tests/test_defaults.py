@@ -36,7 +36,7 @@ TEMPERATURES = torch.tensor([0.5, 1.0, 2.0])
 
 
 def answers() -> dict[str, torch.Tensor | None]:
-    plan = fd.plan(fd.temperature(0.7), fd.top_k(50), fd.typical(0.9))
+    plan = fd.plan(fd.temperature(0.7), fd.top_k(50), fd.typical_p(0.9))
     by_row = fd.plan(fd.temperature(TEMPERATURES), fd.min_p(0.05))
     sample = fd.sample(X, plan, seed=1, step=2, num_samples=2, stats=True, top_logprobs=3, logprobs_of=IDS)
     several = fd.sample_temperatures(X, (0.0, 0.7, 1.5), fd.plan(fd.top_p(0.9)), seed=1, stats=True)

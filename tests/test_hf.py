@@ -198,8 +198,8 @@ def test_top_n_sigma(n):
 CHAIN = (  # the order of generate()
     ("TemperatureLogitsWarper", 1.3, fd.temperature(1.3)), ("TopHLogitsWarper", 0.9, fd.top_h(0.9, variant="hf")),
     ("TopKLogitsWarper", 40, fd.top_k(40)), ("TopPLogitsWarper", 0.97, fd.top_p(0.97)),
-    ("MinPLogitsWarper", 0.02, fd.min_p(0.02)), ("TypicalLogitsWarper", 0.95, fd.typical(0.95)),
-    ("EpsilonLogitsWarper", 1e-3, fd.epsilon(1e-3)), ("EtaLogitsWarper", 0.02, fd.eta(0.02)),
+    ("MinPLogitsWarper", 0.02, fd.min_p(0.02)), ("TypicalLogitsWarper", 0.95, fd.typical_p(0.95)),
+    ("EpsilonLogitsWarper", 1e-3, fd.epsilon_cutoff(1e-3)), ("EtaLogitsWarper", 0.02, fd.eta_cutoff(0.02)),
 )  # fmt: skip
 WHOLE = tuple(link for link in CHAIN if hasattr(theirs, link[0]))
 

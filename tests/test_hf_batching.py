@@ -50,8 +50,8 @@ def processed(processors, requests, x, width=None):
 
 VALUES = {
     "temperature": ([0.5, 1.5, 1.0], fd.temperature), "top_k": ([1, 50, 7], fd.top_k), "top_p": ([0.5, 0.9, 0.99], fd.top_p),
-    "min_p": ([0.3, 0.01, 0.05], fd.min_p), "typical_p": ([0.95, 0.5, 0.2], fd.typical),
-    "epsilon_cutoff": ([0.02, 3e-4, 1e-3], fd.epsilon), "eta_cutoff": ([2e-3, 1e-4, 0.1], fd.eta),
+    "min_p": ([0.3, 0.01, 0.05], fd.min_p), "typical_p": ([0.95, 0.5, 0.2], fd.typical_p),
+    "epsilon_cutoff": ([0.02, 3e-4, 1e-3], fd.epsilon_cutoff), "eta_cutoff": ([2e-3, 1e-4, 0.1], fd.eta_cutoff),
     "top_h": ([0.1, 0.4, 0.8], lambda p: fd.top_h(p, variant="hf")),
 }  # fmt: skip
 

@@ -54,9 +54,9 @@ SAME = {
     "temperature, top_h": (
         fd.plan(fd.temperature(1.5), fd.top_h(0.6, variant="hf")), {**RAW, "temperature": 1.5, "top_h": 0.6},
     ),
-    "typical": (fd.plan(fd.typical(0.8)), {**RAW, "typical_p": 0.8}),
+    "typical": (fd.plan(fd.typical_p(0.8)), {**RAW, "typical_p": 0.8}),
     "epsilon, eta": (
-        fd.plan(fd.epsilon(3e-3), fd.eta(0.02)), {**RAW, "epsilon_cutoff": 3e-3, "eta_cutoff": 0.02},
+        fd.plan(fd.epsilon_cutoff(3e-3), fd.eta_cutoff(0.02)), {**RAW, "epsilon_cutoff": 3e-3, "eta_cutoff": 0.02},
     ),
 }  # fmt: skip
 

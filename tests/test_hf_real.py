@@ -44,7 +44,7 @@ def test_greedy_rows_in_a_sampled_batch(loaded, greedy):
     """Rows of temperature 0 write what transformers writes greedily; the row between them does not."""
     options, expected = greedy
     plan = fd.plan(fd.temperature(torch.tensor([0.0, 1.5, 0.0])), fd.top_p(0.9))
-    with hf.accelerate(loaded.model, seed=1):
+    with hf.patch(loaded.model, seed=1):
         made = loaded.model.generate(
             **options,
             do_sample=True,
@@ -76,7 +76,7 @@ def test_stop_strings_and_a_streamer(loaded, capsys):
     free = loaded.model.generate(**options)
     stop = loaded.tokenizer.decode(free[0, inputs["input_ids"].shape[1] :]).split()[5]
     made, shown = [], []
-    for context in (contextlib.nullcontext(), hf.accelerate(loaded.model)):
+    for context in (contextlib.nullcontext(), hf.patch(loaded.model)):
         with context:
             streamer = transformers.TextStreamer(loaded.tokenizer, skip_prompt=True)
             made.append(loaded.model.generate(**options, stop_strings=[stop], streamer=streamer))

@@ -42,7 +42,7 @@ def test_warpers_become_plans_in_their_order():
     assert [repr(stage) if stage is not foreign else "foreign" for stage in found.before] == [
         "plan(top_k(5), min_p(0.1))", "foreign"
     ]  # fmt: skip
-    assert repr(found.last) == "plan(temperature(0.5), top_h(0.4), typical(0.9, min_tokens_to_keep=2), top_a(0.2))"
+    assert repr(found.last) == "plan(temperature(0.5), top_h(0.4), typical_p(0.9, min_tokens_to_keep=2), top_a(0.2))"
     assert found.normalize is None
 
 
@@ -53,7 +53,7 @@ def test_every_warper_of_transformers_is_read():
         theirs.EpsilonLogitsWarper(0.25), theirs.EtaLogitsWarper(0.25, device="cpu"),
         *([] if OLD else [theirs.TopHLogitsWarper(0.5)]),
     ]  # fmt: skip
-    expected = ["temperature(0.5)", "top_k(7)", "top_p(0.9)", "top_k(3)", "min_p(0.1)", "typical(0.9)", "epsilon(0.25)", "eta(0.25)",
+    expected = ["temperature(0.5)", "top_k(7)", "top_p(0.9)", "top_k(3)", "min_p(0.1)", "typical_p(0.9)", "epsilon_cutoff(0.25)", "eta_cutoff(0.25)",
                 *([] if OLD else ["top_h(0.5, variant='hf')"])]  # fmt: skip
     assert repr(stages.read(made).last) == f"plan({', '.join(expected)})"
     assert not OLD or not hasattr(theirs, "TopHLogitsWarper")

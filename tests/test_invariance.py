@@ -119,7 +119,7 @@ def test_threads(engine, threads, name):
 
 def test_threads_on_real_rows(engine, threads):
     x = REAL.logits()
-    plan = fd.plan(fd.temperature(1.5), fd.typical(0.9))
+    plan = fd.plan(fd.temperature(1.5), fd.typical_p(0.9))
     torch.set_num_threads(2)
     two = fd.truncate(x, plan), fd.sample(x, plan, seed=1, num_samples=3).tokens
     torch.set_num_threads(1)

@@ -24,7 +24,7 @@ FIVE = plot.Row(torch.tensor([0.15, 0.5, 0.03, 0.25, 0.07]).log(), "five")
     [
         (fd.top_p(0.8), (1, 3), "0.90"),
         (fd.top_k(2), (1, 2), "0.75"),
-        (fd.typical(0.2), (2, 2), "0.25"),  # the most probable token goes
+        (fd.typical_p(0.2), (2, 2), "0.25"),  # the most probable token goes
         (fd.min_p(0.1), (1, 4), "0.97"),
     ],
     ids=repr,
@@ -58,7 +58,7 @@ def test_the_picture_shows_the_ranks_and_says_how_many():
             assert found.first - 1 < low < found.first and found.last < high
             assert text.get_text() == f"{found.count} ({found.mass:.0%})"
         assert len(lanes.patches) == len(plot.USUAL)
-    assert plot.kept(row, fd.typical(0.9), 2.0).first > 1, (
+    assert plot.kept(row, fd.typical_p(0.9), 2.0).first > 1, (
         "a bar that does not begin at the first rank is in the picture"
     )
     assert [line.get_label() for line in sweep.lines[: len(plot.USUAL)]] == [repr(rule) for rule in plot.USUAL]

@@ -22,10 +22,10 @@ RANGES = {
     fd.top_k: ("a whole number in [0, inf)", (0, 1, 50, 10**9), (-1, 1.5, INF, NAN)),
     fd.top_p: ("a number in (0, 1]", (1e-9, 0.5, 1), (0, 1.3, -0.1, NAN)),
     fd.min_p: ("a number in [0, 1]", (0, 0.05, 1), (-0.01, 1.01, NAN)),
-    fd.typical: ("a number in (0, 1]", (1e-9, 0.2, 1), (0, 1.0001, NAN)),
+    fd.typical_p: ("a number in (0, 1]", (1e-9, 0.2, 1), (0, 1.0001, NAN)),
     fd.top_h: ("a number in (0, 1]", (1e-9, 0.4, 1), (0, 1.5, NAN)),
-    fd.epsilon: ("a number in [0, 1)", (0, 3e-4, 0.999), (1, -1e-4, NAN)),
-    fd.eta: ("a number in [0, 1)", (0, 2e-3, 0.999), (1, -1e-4, NAN)),
+    fd.epsilon_cutoff: ("a number in [0, 1)", (0, 3e-4, 0.999), (1, -1e-4, NAN)),
+    fd.eta_cutoff: ("a number in [0, 1)", (0, 2e-3, 0.999), (1, -1e-4, NAN)),
     fd.top_n_sigma: ("a number in (0, inf)", (1e-9, 1, 100), (0, -1, INF, NAN)),
     fd.top_a: ("a number in [0, 1]", (0, 0.2, 1), (-0.1, 1.1, NAN)),
 }
@@ -86,7 +86,7 @@ def test_min_tokens_to_keep(rule):
 
 def test_the_rules_of_transformers_take_min_tokens_to_keep():
     taken = {r.__name__ for r in RULES if "min_tokens_to_keep" in inspect.signature(r).parameters}
-    assert taken == {"top_k", "top_p", "min_p", "typical", "epsilon", "eta"}
+    assert taken == {"top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"}
 
 
 def test_top_h_variant():
@@ -103,7 +103,7 @@ def test_top_h_variant():
         "plan(temperature(1.5), top_h(0.4))",
         "plan(top_h(0.4, variant='hf'))",
         "plan(top_k(50), top_p(0.9), min_p(0.05, min_tokens_to_keep=3))",
-        "plan(typical(0.2), epsilon(0.0003), eta(0.002), top_n_sigma(1), top_a(0.2), p_less())",
+        "plan(typical_p(0.2), epsilon_cutoff(0.0003), eta_cutoff(0.002), top_n_sigma(1), top_a(0.2), p_less())",
         "plan(temperature(0))",
     ],
 )
@@ -181,7 +181,15 @@ def test_off_values(row, reference):
 
 def test_no_off_value_is_forgotten():
     """Where the end of a range means "keep everything", the table in cases.py says so."""
-    assert {row.name for row in OFF} == {"top_k", "top_p", "min_p", "typical", "epsilon", "eta", "top_a"}
+    assert {row.name for row in OFF} == {
+        "top_k",
+        "top_p",
+        "min_p",
+        "typical_p",
+        "epsilon_cutoff",
+        "eta_cutoff",
+        "top_a",
+    }
 
 
 def test_fields_are_those_of_the_engine(engine):

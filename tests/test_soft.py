@@ -20,7 +20,7 @@ from fastdecode.soft import NOISES
 PLANS = {
     "softmax": fd.plan(),
     "thinking": fd.plan(fd.temperature(0.6), fd.top_k(30), fd.top_p(0.95)),
-    "typical": fd.plan(fd.temperature(1.3), fd.typical(0.2)),  # drops the largest logit
+    "typical": fd.plan(fd.temperature(1.3), fd.typical_p(0.2)),  # drops the largest logit
     "greedy": fd.plan(fd.temperature(0.0)),
     "each row": fd.plan(fd.temperature(torch.tensor([0.0, 0.7, 1.0, 1.5, 2.0])), fd.min_p(0.02)),
 }

@@ -25,7 +25,7 @@ V = 500
 PLANS = {
     "all": fd.plan(),
     "some": fd.plan(fd.temperature(0.6), fd.top_k(30), fd.top_p(0.95)),
-    "typical": fd.plan(fd.temperature(1.3), fd.typical(0.5)),
+    "typical": fd.plan(fd.temperature(1.3), fd.typical_p(0.5)),
     "rows": fd.plan(fd.temperature(torch.tensor([0.0, 0.01, 1.0, 50.0, 2.0, 1.0, 1.0, 1.0])), fd.min_p(1e-4)),
 }
 

@@ -114,7 +114,10 @@ def test_exponentials_are_those_of_the_stream(triton):
 
 # ---- tiles, slices, places ---------------------------------------------------------------------------------------------
 
-TWO_PLANS = (fd.plan(fd.temperature(1.3), fd.top_p(0.8)), fd.plan(fd.typical(0.7), fd.top_h(0.6), fd.top_n_sigma(2.0)))
+TWO_PLANS = (
+    fd.plan(fd.temperature(1.3), fd.top_p(0.8)),
+    fd.plan(fd.typical_p(0.7), fd.top_h(0.6), fd.top_n_sigma(2.0)),
+)
 
 
 def test_how_many_slices(triton):

@@ -98,7 +98,7 @@ def test_top_h_keeps_so_many_of_the_real_rows(variant, means):
 
 @pytest.mark.parametrize("mass, kept", [(0.2, {2}), (0.4, {2, 1}), (0.9, {2, 1, 3}), (0.95, {2, 1, 3, 4})])
 def test_typical(mass, kept):
-    assert kept_tokens([0.5, 0.25, 0.15, 0.07, 0.03], fd.typical(mass)) == kept
+    assert kept_tokens([0.5, 0.25, 0.15, 0.07, 0.03], fd.typical_p(mass)) == kept
 
 
 def test_min_p_and_temperature():
@@ -112,7 +112,7 @@ def test_min_p_and_temperature():
 def test_a_need_that_is_met_exactly_on_paper_is_met():
     assert kept_tokens([0.5, 0.3, 0.2], fd.top_p(0.8)) == {1, 2}  # transformers: 3, by rounding
     assert kept_tokens([0.5, 0.25, 0.25], fd.min_p(0.5)) == {1, 2, 3}
-    assert kept_tokens([0.5, 0.25, 0.125, 0.125], fd.epsilon(0.125)) == {1, 2, 3, 4}
+    assert kept_tokens([0.5, 0.25, 0.125, 0.125], fd.epsilon_cutoff(0.125)) == {1, 2, 3, 4}
 
 
 def test_top_n_sigma_does_not_depend_on_temperature_and_sees_through_holes():
@@ -129,5 +129,5 @@ def test_a_chain_runs_from_left_to_right():
     assert kept_tokens(p, fd.top_p(0.5), fd.top_k(2)) == {1, 2}
     assert kept_tokens(p, fd.min_p(0.6), fd.temperature(9.0)) == {1, 2}
     assert kept_tokens(p, fd.temperature(9.0), fd.min_p(0.6)) == {1, 2, 3, 4}
-    assert kept_tokens([0.5, 0.25, 0.15, 0.07, 0.03], fd.typical(0.2), fd.min_p(0.9)) == {2}  # the maximum is gone
-    assert kept_tokens([0.5, 0.25, 0.15, 0.07, 0.03], fd.typical(0.2), fd.temperature(0)) == {2}
+    assert kept_tokens([0.5, 0.25, 0.15, 0.07, 0.03], fd.typical_p(0.2), fd.min_p(0.9)) == {2}  # the maximum is gone
+    assert kept_tokens([0.5, 0.25, 0.15, 0.07, 0.03], fd.typical_p(0.2), fd.temperature(0)) == {2}

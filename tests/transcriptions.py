@@ -106,7 +106,7 @@ def top_p(x: np.ndarray, mass: float) -> np.ndarray:
     return _until_mass(x, -x, mass)
 
 
-def typical(x: np.ndarray, mass: float) -> np.ndarray:
+def typical_p(x: np.ndarray, mass: float) -> np.ndarray:
     """arXiv 2202.00666: walk by |-ln p - H|."""
     p, log_p = softmax(x)
     return _until_mass(x, np.abs(-log_p - entropy(p, log_p)), mass)
@@ -129,11 +129,11 @@ def min_p(x: np.ndarray, base: float) -> np.ndarray:
     return _at_least(x, log_p, math.log(base) + log_p.max())
 
 
-def epsilon(x: np.ndarray, e: float) -> np.ndarray:
+def epsilon_cutoff(x: np.ndarray, e: float) -> np.ndarray:
     return _at_least(x, softmax(x)[1], math.log(e))
 
 
-def eta(x: np.ndarray, e: float) -> np.ndarray:
+def eta_cutoff(x: np.ndarray, e: float) -> np.ndarray:
     p, log_p = softmax(x)
     return _at_least(x, log_p, math.log(min(e, math.sqrt(e) * math.exp(-entropy(p, log_p)))))
 
@@ -156,6 +156,6 @@ def top_n_sigma(x: np.ndarray, n: float) -> np.ndarray:
 
 
 BY_NAME = {
-    "top_h": top_h, "top_h[hf]": top_h_hf, "top_p": top_p, "typical": typical, "top_k": top_k, "min_p": min_p,
-    "epsilon": epsilon, "eta": eta, "top_a": top_a, "p_less": p_less, "top_n_sigma": top_n_sigma,
+    "top_h": top_h, "top_h[hf]": top_h_hf, "top_p": top_p, "typical_p": typical_p, "top_k": top_k, "min_p": min_p,
+    "epsilon_cutoff": epsilon_cutoff, "eta_cutoff": eta_cutoff, "top_a": top_a, "p_less": p_less, "top_n_sigma": top_n_sigma,
 }  # fmt: skip

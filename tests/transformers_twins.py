@@ -28,9 +28,9 @@ TWINS = {
     "top_k": Twin(hf.TopKLogitsWarper, 0),
     "top_p": Twin(hf.TopPLogitsWarper, 1),
     "min_p": Twin(hf.MinPLogitsWarper, -1),
-    "typical": Twin(hf.TypicalLogitsWarper, 1, BELOW_ONE),
-    "epsilon": Twin(hf.EpsilonLogitsWarper, -1, BELOW_ONE),
-    "eta": Twin(hf.EtaLogitsWarper, -1, BELOW_ONE),
+    "typical_p": Twin(hf.TypicalLogitsWarper, 1, BELOW_ONE),
+    "epsilon_cutoff": Twin(hf.EpsilonLogitsWarper, -1, BELOW_ONE),
+    "eta_cutoff": Twin(hf.EtaLogitsWarper, -1, BELOW_ONE),
 }
 
 

@@ -29,8 +29,8 @@ def answers(logits: torch.Tensor) -> str:
 
 
 def masked(rows: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> torch.Tensor:
-    rule: fd.Rule = fd.typical(0.9, min_tokens_to_keep=2)
-    return fd.truncate(torch.from_numpy(rows), fd.plan([rule, fd.eta(3e-4)]))
+    rule: fd.Rule = fd.typical_p(0.9, min_tokens_to_keep=2)
+    return fd.truncate(torch.from_numpy(rows), fd.plan([rule, fd.eta_cutoff(3e-4)]))
 
 
 def thought(logits: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
@@ -45,7 +45,7 @@ def machine() -> dict[str, dict[str, str]]:
 def of_transformers() -> list[object]:
     return [
         fastdecode.hf.MinPLogitsWarper(0.05),
-        fastdecode.hf.FusedLogitsProcessor(fd.plan(fd.epsilon(3e-4))),
+        fastdecode.hf.FusedLogitsProcessor(fd.plan(fd.epsilon_cutoff(3e-4))),
         fastdecode.hf.sample_with(),
     ]
 

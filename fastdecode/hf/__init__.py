@@ -1,7 +1,7 @@
 """Hugging Face `generate()` with fastdecode's engines. The only package that imports transformers (5.23, 5.24, and 4.57 where it can).
 
 The shortest way is one argument, `model.generate(..., custom_generate=fastdecode.hf.sample)`, or none at all inside
-`with fastdecode.hf.accelerate(model):`; see `loop.py` and `accelerate.py`. Models that reason can do so in soft tokens, with
+`with fastdecode.hf.patch(model):`; see `loop.py` and `patch.py`. Models that reason can do so in soft tokens, with
 `custom_generate=fastdecode.hf.soft_thinking`, in `thinking.py`. Where transformers' own loop must run, there are its
 warpers by their own names, `FusedLogitsProcessor(plan)` and `SamplerLogitsProcessor(plan)`; see `warpers.py`. For continuous
 batching: `per_request(manager)`, in `batching.py`. Many temperatures and samples behind one prefill: `temperatures.py`.
@@ -9,8 +9,8 @@ batching: `per_request(manager)`, in `batching.py`. Many temperatures and sample
 
 import contextlib
 
-from .accelerate import accelerate
 from .loop import sample, sample_with
+from .patch import patch
 from .temperatures import MultiTemperatureLogitsProcessor, Voted, generate_temperatures, vote_temperatures
 from .thinking import SoftThinkingOutput, soft_thinking
 from .warpers import (
@@ -30,7 +30,7 @@ from .warpers import (
 __all__ = [
     "EpsilonLogitsWarper", "EtaLogitsWarper", "FusedLogitsProcessor", "MinPLogitsWarper", "MultiTemperatureLogitsProcessor",
     "SamplerLogitsProcessor", "SoftThinkingOutput", "TemperatureLogitsWarper", "TopHLogitsWarper", "TopKLogitsWarper",
-    "TopNSigmaLogitsWarper", "TopPLogitsWarper", "TypicalLogitsWarper", "Voted", "accelerate", "generate_temperatures", "sample",
+    "TopNSigmaLogitsWarper", "TopPLogitsWarper", "TypicalLogitsWarper", "Voted", "generate_temperatures", "patch", "sample",
     "sample_with", "soft_thinking", "vote_temperatures",
 ]  # fmt: skip
 

@@ -28,9 +28,9 @@ _PARAMETERS: dict[str, tuple[Callable[..., Rule], float | None]] = {
     "top_k": (rules.top_k, 0),
     "top_p": (rules.top_p, 1.0),
     "min_p": (rules.min_p, 0.0),
-    "typical_p": (rules.typical, 1.0),
-    "epsilon_cutoff": (rules.epsilon, 0.0),
-    "eta_cutoff": (rules.eta, 0.0),
+    "typical_p": (rules.typical_p, 1.0),
+    "epsilon_cutoff": (rules.epsilon_cutoff, 0.0),
+    "eta_cutoff": (rules.eta_cutoff, 0.0),
 }
 
 

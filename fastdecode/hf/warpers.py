@@ -47,9 +47,11 @@ RULES: dict[type, Callable[[Any, str], rules.Rule]] = {
     theirs.TopKLogitsWarper: lambda w, _: rules.top_k(+w.top_k),
     theirs.TopPLogitsWarper: lambda w, _: rules.top_p(w.top_p, _keep(w)) if w.top_p != 0 else rules.top_k(_keep(w)),
     theirs.MinPLogitsWarper: lambda w, _: rules.min_p(float(w.min_p), _keep(w)),
-    theirs.TypicalLogitsWarper: lambda w, _: rules.typical(w.mass, _keep(w)),
-    theirs.EpsilonLogitsWarper: lambda w, _: rules.epsilon(w.epsilon, _keep(w)),
-    theirs.EtaLogitsWarper: lambda w, _: rules.eta(float(w.epsilon), _keep(w)),  # there a tensor, here read back once
+    theirs.TypicalLogitsWarper: lambda w, _: rules.typical_p(w.mass, _keep(w)),
+    theirs.EpsilonLogitsWarper: lambda w, _: rules.epsilon_cutoff(w.epsilon, _keep(w)),
+    theirs.EtaLogitsWarper: lambda w, _: rules.eta_cutoff(
+        float(w.epsilon), _keep(w)
+    ),  # there a tensor, here read back once
 }
 
 

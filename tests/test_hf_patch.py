@@ -1,4 +1,4 @@
-"""accelerate(model): generate() without a change runs our loop, or transformers' own where ours cannot; and no trace remains."""
+"""patch(model): generate() without a change runs our loop, or transformers' own where ours cannot; and no trace remains."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def ran(monkeypatch):
 
 
 def test_calls_need_no_change(model, prompts, ran):
-    with hf.accelerate(model, seed=7) as context:
-        assert isinstance(context, hf.accelerate)
+    with hf.patch(model, seed=7) as context:
+        assert isinstance(context, hf.patch)
         sampled, greedy = model.generate(prompts, **MIN_P), model.generate(prompts, **GREEDY)
         configured = model.generate(prompts, GenerationConfig(**MIN_P, pad_token_id=0))
     assert len(ran) == 3
@@ -85,15 +85,15 @@ def test_what_passes_through(model, prompts, options, ran):
     torch.manual_seed(3)
     expected = model.generate(prompt, **options)
     torch.manual_seed(3)
-    with hf.accelerate(model):
+    with hf.patch(model):
         found = model.generate(prompt, **options)
     assert torch.equal(found, expected) and ran == []
 
 
-def test_an_assistant_may_be_accelerated(model, prompts, ran):
+def test_an_assistant_may_be_patched(model, prompts, ran):
     assistant = tiny_model.llama()
     expected = model.generate(prompts[:1], **GREEDY, assistant_model=assistant)
-    with hf.accelerate(assistant):
+    with hf.patch(assistant):
         assert torch.equal(model.generate(prompts[:1], **GREEDY, assistant_model=assistant), expected)
     assert ran == []
 
@@ -105,7 +105,7 @@ def test_models_with_their_own_generate_pass_through(model, prompts, ran, monkey
 
     monkeypatch.setattr(model, "__class__", Other)
     expected = model.generate(prompts, **GREEDY)
-    with hf.accelerate(model):
+    with hf.patch(model):
         assert torch.equal(model.generate(prompts, **GREEDY), expected)
     assert ran == []
 
@@ -114,20 +114,20 @@ def test_contexts_nest(model, prompts):
     def text():
         return model.generate(prompts, **MIN_P)
 
-    with hf.accelerate(model, seed=1):
+    with hf.patch(model, seed=1):
         outer = text()
-        with hf.accelerate(model, seed=2):
+        with hf.patch(model, seed=2):
             inner = text()
         assert torch.equal(text(), outer) and not torch.equal(inner, outer)
-    again = hf.accelerate(model, seed=2)
+    again = hf.patch(model, seed=2)
     with again, again:
         assert torch.equal(text(), inner)
-    with pytest.raises(KeyError), hf.accelerate(model):
+    with pytest.raises(KeyError), hf.patch(model):
         raise KeyError
 
 
 def test_for_good_and_in_any_order(model, prompts, ran):
-    first, second = hf.accelerate(model, seed=1), hf.accelerate(model, seed=2)
+    first, second = hf.patch(model, seed=1), hf.patch(model, seed=2)
     assert first.start() is first
     second.start()
     first.stop()
@@ -144,7 +144,7 @@ def test_threads_have_their_own_contexts(model, prompts, ran):
     found, barrier = {}, threading.Barrier(2)
 
     def inside(seed):
-        with hf.accelerate(model, seed=seed):
+        with hf.patch(model, seed=seed):
             barrier.wait()  # both contexts are open
             found[seed] = [model.generate(prompts, **MIN_P) for _ in range(3)]
             barrier.wait()
@@ -154,7 +154,7 @@ def test_threads_have_their_own_contexts(model, prompts, ran):
     [thread.join() for thread in threads]
     for seed in (1, 2):
         assert all(torch.equal(text, expected[seed]) for text in found[seed])
-    with hf.accelerate(model, seed=3):
+    with hf.patch(model, seed=3):
         thread = threading.Thread(target=lambda: found.update({3: model.generate(prompts, **MIN_P)}))
         thread.start()
         thread.join()
@@ -166,11 +166,11 @@ def test_somebody_elses_generate_is_put_back(model, prompts, ran):
     model.generate = lambda *args, **kwargs: plain(*args, **kwargs)
     others = model.generate
     try:
-        with hf.accelerate(model):
+        with hf.patch(model):
             model.generate(prompts, **GREEDY)
             assert len(ran) == 1
         assert vars(model)["generate"] is others
-        with hf.accelerate(model):
+        with hf.patch(model):
             wrapped = model.generate
             model.generate = lambda *args, **kwargs: wrapped(*args, **kwargs)
             later = model.generate
@@ -181,8 +181,8 @@ def test_somebody_elses_generate_is_put_back(model, prompts, ran):
         del model.generate
 
 
-def test_copies_are_not_accelerated(model, prompts, ran):
-    with hf.accelerate(model):
+def test_copies_are_not_patched(model, prompts, ran):
+    with hf.patch(model):
         copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
     with torch.no_grad():
         model.lm_head.weight.neg_()
@@ -208,7 +208,7 @@ class Recorder:
 def test_streamers_are_heard_once(model, prompts, ran):
     expected, found = Recorder(), Recorder()
     model.generate(prompts[:1], **GREEDY, streamer=expected)
-    with hf.accelerate(model):
+    with hf.patch(model):
         model.generate(prompts[:1], **GREEDY, streamer=found)
     assert found.heard == expected.heard and len(ran) == 1 and len(found.heard) == NEW + 2
 
@@ -218,7 +218,7 @@ def test_users_own_criteria_and_processors_take_part(model, prompts, ran):
         def __call__(self, input_ids, scores, **kwargs):
             return torch.full((len(input_ids),), input_ids.shape[1] >= prompts.shape[1] + 3)
 
-    with hf.accelerate(model):
+    with hf.patch(model):
         made = model.generate(prompts, **GREEDY, stopping_criteria=StoppingCriteriaList([AfterThree()]))
     assert made.shape[1] == prompts.shape[1] + 3 and len(ran) == 1
 
@@ -245,23 +245,23 @@ def test_processes_that_wait_for_each_other(model, prompts, ran, one_process, mo
     monkeypatch.setattr(torch.distributed, "all_reduce", others_take_longer)
     expected = model.generate(prompts, **GREEDY, synced_gpus=True)
     theirs_asked, asked[:] = list(asked), []
-    with hf.accelerate(model):
+    with hf.patch(model):
         assert torch.equal(model.generate(prompts, **GREEDY, synced_gpus=True), expected)
     assert asked == theirs_asked == [1.0] * NEW + [0.0] * 3 and len(ran) == 1
     assert torch.equal(expected, model.generate(prompts, **GREEDY))
 
 
 def test_a_warning_blames_the_line_that_called_generate(model, prompts):
-    with pytest.warns(UserWarning, match="top_k=50 also runs") as seen, hf.accelerate(model):
+    with pytest.warns(UserWarning, match="top_k=50 also runs") as seen, hf.patch(model):
         model.generate(prompts, do_sample=True, min_p=0.05, max_new_tokens=2)
     assert [w.filename for w in seen if "top_k" in str(w.message)] == [__file__]
 
 
 def test_what_is_no_model(model):
-    with pytest.raises(TypeError, match="accelerate takes a transformers model"):
-        hf.accelerate(torch.nn.Linear(2, 2))
+    with pytest.raises(TypeError, match="patch takes a transformers model"):
+        hf.patch(torch.nn.Linear(2, 2))
     with pytest.raises(TypeError, match="got 'sede'"):
-        hf.accelerate(model, sede=1)
+        hf.patch(model, sede=1)
     assert utils.GenerationMixin.generate.__module__ == "transformers.generation.utils"
 
 
@@ -269,5 +269,5 @@ def test_the_signature_is_still_generates(model):
     import inspect
 
     before = inspect.signature(model.generate)
-    with hf.accelerate(model):
+    with hf.patch(model):
         assert inspect.signature(model.generate) == before

@@ -1,4 +1,4 @@
-"""`with accelerate(model):` calls of `model.generate` inside run our loop, where transformers would sample or decode greedily."""
+"""`with patch(model):` calls of `model.generate` inside run our loop, where transformers would sample or decode greedily."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from transformers.generation import utils as theirs
 from .loop import MODES, sample_with
 
 _LOCK = threading.Lock()
-_ENTERED: ContextVar[tuple[accelerate, ...]] = ContextVar("entered", default=())
+_ENTERED: ContextVar[tuple[patch, ...]] = ContextVar("entered", default=())
 
 
-class accelerate:
+class patch:
     """Makes `generate` of one model object use `fastdecode.hf.sample`; nothing in the calls changes, streamers included.
 
-        with fastdecode.hf.accelerate(model):
+        with fastdecode.hf.patch(model):
             model.generate(**inputs, do_sample=True, min_p=0.05, top_k=0, max_new_tokens=100)
 
-        fastdecode.hf.accelerate(model, seed=7).start()  # for good, or until .stop()
+        fastdecode.hf.patch(model, seed=7).start()  # for good, or until .stop()
 
     What is not plain sampling or greedy decoding goes to transformers untouched: beams, an assistant model or prompt lookup,
     contrastive search, constraints, `custom_generate`, token healing, paged caches, and models with a `generate` or a decoding
@@ -44,13 +44,13 @@ class accelerate:
     def __init__(self, model: Any, **options: Any):
         if not isinstance(model, theirs.GenerationMixin):
             raise TypeError(
-                f"accelerate takes a transformers model that can generate; got {type(model).__name__}: pass the model inside."
+                f"patch takes a transformers model that can generate; got {type(model).__name__}: pass the model inside."
             )
         self.model = model
         self.sample = sample_with(**options)
         self.switches: list[_Switch] = []  # one for each time it was started
 
-    def start(self) -> accelerate:
+    def start(self) -> patch:
         """What entering the context does."""
         with _LOCK:
             switch = vars(self.model).get("generate")
@@ -69,7 +69,7 @@ class accelerate:
         """
         with _LOCK:
             if not self.switches:
-                raise RuntimeError("stop() needs a start() before it; this accelerate object is not running.")
+                raise RuntimeError("stop() needs a start() before it; this patch is not running.")
             switch = self.switches.pop()
             switch.entries.remove(self)
             switch.remove_if_unused()
@@ -78,7 +78,7 @@ class accelerate:
             entered.remove(self)
             _ENTERED.set(tuple(entered))
 
-    def __enter__(self) -> accelerate:
+    def __enter__(self) -> patch:
         return self.start()
 
     def __exit__(self, *exception: object) -> None:
@@ -90,7 +90,7 @@ class _Switch:
 
     def __init__(self, model: Any):
         self.model = model
-        self.entries: list[accelerate] = []
+        self.entries: list[patch] = []
         self.had_one = "generate" in vars(model)
         self.generate = model.generate  # the class's, or what somebody else has put there
         functools.update_wrapper(self, self.generate)
@@ -112,7 +112,7 @@ class _Switch:
         return self.generate(*args, **kwargs) if call is None else self.generate(*call.args[1:], **call.kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A copy of the model is not accelerated, and must not generate with this one."""
+        """A copy of the model is not patched, and must not generate with this one."""
         return getattr, (self.model, "generate")
 
 
