@@ -34,9 +34,9 @@ static_assert(sizeof(Cut) == kFields * sizeof(float), "a packed plan is read as 
 // A need or floor met to within one part in a million counts as met (rules.py: SLACK).
 constexpr double kSlack = 1e-6;
 
-// Below this entropy, in nats, all mass is on one token as far as float32 can tell, and a share of it means nothing: such a
-// cut keeps everything (rules.py: CERTAIN).
-constexpr double kCertain = 1e-30;
+// Below this entropy, in nats, no token but the largest can be drawn, and a share of it means nothing: the cut keeps that token alone
+// (rules.py: CERTAIN). Sums of weights that engines cut off at 2^-100 are exact to a part in a million down to here.
+constexpr double kCertain = 1e-10;
 
 // Sums over a set of tokens, with d = (x - max) / T and any fixed max >= all x of the set: only differences of d matter
 // to everything below but the floor, which wants the set's own maximum.
@@ -67,7 +67,7 @@ FD_FN double needed(const Cut& cut, const Sums& whole) {
     default: break;
   }
   const double entropy = entropy_of(whole);
-  return entropy < kCertain ? double(INFINITY) : double(cut.need) * entropy * (1 + slack);
+  return entropy < kCertain ? -double(INFINITY) : double(cut.need) * entropy * (1 + slack);
 }
 
 // Is the walk over at the group of tied tokens that takes the sums from `before` to `through`? A kStopAfter prefix then

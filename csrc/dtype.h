@@ -52,6 +52,21 @@ FD_FN uint16_t to_f16(float x) {
   return uint16_t(sign | ((magnitude - 0x38000000u + 0xfff + (magnitude >> 13 & 1)) >> 13));
 }
 
+FD_FN float largest_of(int dtype) {
+  return dtype == kFloat16 ? 65504.0f : dtype == kBFloat16 ? 3.38953139e38f : 3.402823466e38f;
+}
+
+// Half of the world masks a logit with the lowest number of a type instead of -inf, and float32 logits may have been bfloat16 when
+// that was done. At or below this, a logit counts as masked where numbers themselves are added up.
+FD_FN float masked_at(int dtype) { return -largest_of(dtype == kFloat16 ? kFloat16 : kBFloat16); }
+
+// A survivor's x / t. Where the type cannot hold it, the largest number that it can: an infinity would be a NaN in the next softmax.
+FD_FN float divided(float x, float t, float largest) {
+  const float y = x / t;
+  if (fabsf(y) <= largest || fabsf(x) == INFINITY || x != x) return y;
+  return y < 0 ? -largest : largest;
+}
+
 // Of a type of 16 bits.
 FD_FN float from_half(uint16_t h, int dtype) { return dtype == kFloat16 ? from_f16(h) : from_bf16(h); }
 

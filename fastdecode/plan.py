@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .rules import DRAW, FIELDS, Cut, Parameter, Rule, temperature
+from .rules import COLDEST, DRAW, FIELDS, HOTTEST, Cut, Parameter, Rule, temperature
 
 
 class Plan:
@@ -79,9 +79,25 @@ def _with_temperatures(rules: tuple[Rule, ...]) -> tuple[Cut, ...]:
     cuts = []
     for rule in rules:
         if rule.temperature is not None:
-            product = product * rule.temperature
-        cuts += [Cut(**{**vars(cut), "temperature": product}) for cut in rule.cuts if not cut.is_off()]
-    return (*cuts, Cut(DRAW, temperature=product))
+            product = _times(product, rule.temperature)
+        at = _within_reach(product)
+        cuts += [Cut(**{**vars(cut), "temperature": at}) for cut in rule.cuts if not cut.is_off()]
+    return (*cuts, Cut(DRAW, temperature=_within_reach(product)))
+
+
+def _times(product: Parameter, t: Parameter) -> Parameter:
+    """In double, where 1e-30 * 1e-30 * 1e30 is not 0; greedy rows stay greedy."""
+    if isinstance(t, torch.Tensor):
+        return torch.where(t == 0, 0.0, product * t.double())
+    return product * t if t else product * 0.0
+
+
+def _within_reach(t: Parameter) -> Parameter:
+    """A temperature that every engine can divide by. This is the one place that sees to it, also for tensors on a GPU, whose values
+    nobody has checked: what is not a number >= 0 makes its row greedy."""
+    if isinstance(t, torch.Tensor):
+        return torch.where(t >= COLDEST, t.clamp(max=HOTTEST), 0.0).float()
+    return min(t, HOTTEST) if t >= COLDEST else 0.0
 
 
 def _common_rows(rules: tuple[Rule, ...], cuts: tuple[Cut, ...]) -> int | None:

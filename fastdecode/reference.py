@@ -15,7 +15,19 @@ from . import philox
 from .mixture import embed as embed
 from .mixture import soften as soften
 from .record import EMPTY, NAN, OK, Draw, Wanted, drop_samples
-from .rules import BY_LOGIT, CERTAIN, COUNT, ENTROPY, FIELDS, FLOOR, MASS, SLACK, STOP_AFTER
+from .rules import (
+    BY_LOGIT,
+    CERTAIN,
+    COUNT,
+    ENTROPY,
+    FIELDS,
+    FLOOR,
+    MASKED,
+    MASKED_FLOAT16,
+    MASS,
+    SLACK,
+    STOP_AFTER,
+)
 
 
 class Survivors(NamedTuple):
@@ -40,6 +52,7 @@ def survivors(logits: torch.Tensor, cuts: torch.Tensor, vocab_limit: int) -> Sur
     # +inf tokens share all the mass: the row becomes "equal logits there, nothing elsewhere".
     overflow = x == math.inf
     x = torch.where(overflow.any(1, keepdim=True), torch.where(overflow, 0.0, -math.inf), x)
+    masked = x <= (MASKED_FLOAT16 if logits.dtype == torch.float16 else MASKED)
     if x.shape[1]:  # relative to the largest: beside 1e30, an absolute ln sum exp would lose ln of the number of tokens
         top = x.amax(1, keepdim=True)
         x = x - torch.where(top > -math.inf, top, 0.0)
@@ -47,7 +60,7 @@ def survivors(logits: torch.Tensor, cuts: torch.Tensor, vocab_limit: int) -> Sur
     keep = x > -math.inf
     for packed in cuts.unbind(1)[:-1]:
         cut = dict(zip(FIELDS, packed.double().unsqueeze(-1).unbind(1)))  # each field [B or 1, 1]
-        narrowed = _narrow(x, keep, cut)
+        narrowed = _narrow(x, keep, masked, cut)
         keep = torch.where(cut["temperature"] == 0, keep, narrowed)  # a greedy row has nothing left to cut
 
     temperature = cuts[:, -1, FIELDS.index("temperature")].double()[:, None].expand(len(x), 1)
@@ -58,12 +71,12 @@ def survivors(logits: torch.Tensor, cuts: torch.Tensor, vocab_limit: int) -> Sur
     return Survivors(x, keep, temperature, status)
 
 
-def _narrow(x: torch.Tensor, keep: torch.Tensor, cut: dict[str, torch.Tensor]) -> torch.Tensor:
+def _narrow(x: torch.Tensor, keep: torch.Tensor, masked: torch.Tensor, cut: dict[str, torch.Tensor]) -> torch.Tensor:
     if not x.numel():
         return keep
     d = _scaled(x, keep, cut["temperature"])
     if int(cut["kind"][0]) == FLOOR:
-        return keep & (d >= _floor(d, keep, cut))
+        return keep & (d >= _floor(d, keep, masked, cut))
     return keep & _prefix(d, keep, cut)
 
 
@@ -74,18 +87,20 @@ def _scaled(x: torch.Tensor, keep: torch.Tensor, temperature: torch.Tensor) -> t
     return torch.where(keep, (x - torch.where(top > -math.inf, top, 0.0)) / temperature, -math.inf)
 
 
-def _floor(d: torch.Tensor, keep: torch.Tensor, cut: dict[str, torch.Tensor]) -> torch.Tensor:
+def _floor(d: torch.Tensor, keep: torch.Tensor, masked: torch.Tensor, cut: dict[str, torch.Tensor]) -> torch.Tensor:
     """The smallest scaled logit that a floor keeps."""
     w = d.exp()
     z = w.sum(1, keepdim=True)
     entropy = z.log() - _times(w, d).sum(1, keepdim=True) / z
-    n = keep.sum(1, keepdim=True)
-    mean = torch.where(keep, d, 0.0).sum(1, keepdim=True) / n
-    squares = torch.where(keep, (d - mean) ** 2, 0.0).sum(1, keepdim=True)
+    counted = keep & ~masked
+    n = counted.sum(1, keepdim=True)
+    mean = torch.where(counted, d, 0.0).sum(1, keepdim=True) / n.clamp(min=1)
+    squares = torch.where(counted, (d - mean) ** 2, 0.0).sum(1, keepdim=True)
     sd = (squares / (n - 1).clamp(min=1)).sqrt()
     ln_p2 = ((w / z) ** 2).sum(1, keepdim=True).log()
     offset = torch.minimum(cut["offset"], cut["offset_h"] - entropy)
     floor = cut["w_lse"] * z.log() + cut["w_sd"] * sd + cut["w_p2"] * ln_p2 + offset - SLACK
+    floor = torch.where(floor.isnan(), 0.0, floor)  # of a parameter on a GPU, which nobody has looked at
     # The largest `keep` always stay; with keep = 1, the maximum, which is 0 on this scale.
     place = (cut["keep"].long().expand(len(d), 1) - 1).clamp(max=d.shape[1] - 1)
     return torch.minimum(floor, d.sort(1, descending=True).values.gather(1, place))
@@ -116,7 +131,7 @@ def _prefix(d: torch.Tensor, keep: torch.Tensor, cut: dict[str, torch.Tensor]) -
     wd = _times(w, d)
     mass, moment = w.cumsum(1).gather(1, end), wd.cumsum(1).gather(1, end)
     entropy = z.log() - wd.sum(1, keepdim=True) / z
-    share_of_entropy = torch.where(entropy < CERTAIN, math.inf, cut["need"] * entropy)
+    share_of_entropy = torch.where(entropy < CERTAIN, -math.inf, cut["need"] * entropy)
     measure = int(cut["measure"][0])
     if measure == COUNT:
         measured, need = n, cut["need"]
@@ -129,7 +144,7 @@ def _prefix(d: torch.Tensor, keep: torch.Tensor, cut: dict[str, torch.Tensor]) -
 
     if int(cut["stop"][0]) == STOP_AFTER:  # keep a group if the need was not yet met before it
         slack = 0.0 if measure == COUNT else SLACK
-        unmet = measured < need * (1 - slack)
+        unmet = ~(measured >= need * (1 - slack))
         unmet_before = unmet.gather(1, (start - 1).clamp(min=0)) | (start == 0)
         stays = unmet_before | (n_before < cut["keep"])
     else:  # keep a group if neither it nor one before it goes past the need
@@ -147,10 +162,13 @@ def _times(w: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
 def truncate(
     logits: torch.Tensor, cuts: torch.Tensor, out: torch.Tensor, filter_value: float, vocab_limit: int
 ) -> None:
-    """Write x / T where a token survives and `filter_value` elsewhere; a row with a NaN becomes x / T throughout."""
+    """Write x / T where a token survives and `filter_value` elsewhere; a row with a NaN becomes x / T throughout. Where the type
+    cannot hold x / T, it becomes the largest number that it can hold: an infinity would be a NaN in the next softmax."""
     rows = survivors(logits, cuts, vocab_limit)
     temperature = rows.temperature.to(torch.float32)
     scaled = logits.float() / torch.where(temperature == 0, 1.0, temperature)
+    largest = torch.finfo(logits.dtype).max
+    scaled = torch.where(logits.isinf(), scaled, scaled.clamp(-largest, largest))  # clamp leaves a NaN one
     keep = rows.keep | (rows.status == NAN)[:, None]
     out.copy_(torch.where(keep, scaled, filter_value))
 

@@ -31,7 +31,14 @@ COUNT, MASS, SURPRISAL, ENTROPY = 0, 1, 2, 3  # measure
 STOP_AFTER, STOP_BEFORE = 0, 1  # is the token that meets the need kept?
 
 SLACK = 1e-6  # one part in a million: the rounding of one float32 logit of ordinary size
-CERTAIN = 1e-30  # nats: a share of less entropy than this means nothing, and such a cut keeps everything
+CERTAIN = 1e-10  # nats: with less entropy, tokens beside the largest hold less than 4e-12 of the mass: no noise can make them win
+COLDEST, HOTTEST = 2.0**-126, 2.0**120  # temperatures below the first act as 0, above the second as the second
+
+FLOAT32_MAX = torch.finfo(torch.float32).max
+
+# Half of the world masks a logit with the lowest number of a type instead of -inf, and float32 logits may have been bfloat16 when
+# that was done. At or below these (of a float16 row, of another), a logit counts as masked where numbers themselves are added up.
+MASKED_FLOAT16, MASKED = torch.finfo(torch.float16).min, torch.finfo(torch.bfloat16).min
 
 Parameter = float | torch.Tensor
 
@@ -86,9 +93,11 @@ def temperature(t: Parameter) -> Rule:
     """Divide the logits by `t` from here on.
 
     Args:
-        t: number >= 0, or a [B] tensor. 0 makes the row greedy: its largest surviving logit, lowest id on ties, no noise.
+        t: in [0, 3.4e38], or a [B] tensor. 0 makes the row greedy: its largest surviving logit, lowest id on ties, no noise.
+            So does a temperature (the product, if there are several) below 2^-126 = 1.2e-38, whose reciprocal float32
+            cannot hold; above 2^120 = 1.3e36 it acts as 2^120.
     """
-    return Rule("temperature", (t,), temperature=_checked("temperature", t, 0.0, math.inf, "[]"))
+    return Rule("temperature", (t,), temperature=_checked("temperature", t, 0.0, FLOAT32_MAX, "[]"))
 
 
 def top_k(k: Parameter, min_tokens_to_keep: int = 1) -> Rule:
@@ -148,8 +157,8 @@ def top_h(alpha: Parameter, variant: str = "paper") -> Rule:
     `variant="paper"`: H(q) <= alpha * H(p), with q the renormalised prefix and p all survivors.
     `variant="hf"`: transformers' rule: p is the 100 largest logits, renormalised, and the prefix is measured by its share
     of the sum -p ln p, without renormalising it. The two differ on most rows. The token that would exceed the bound is left
-    out, and with it the tokens that tie with it; the largest logit always stays. A row whose entropy float32 cannot tell
-    from 0 is left as it is: its other tokens have no mass that could be drawn.
+    out, and with it the tokens that tie with it; the largest logit always stays. It stays alone in a row whose entropy is
+    below 1e-10: the others hold too little mass to be drawn.
 
     Args:
         alpha: in (0, 1], or a [B] tensor. Usual value: 0.4.
@@ -192,7 +201,8 @@ def top_n_sigma(n: Parameter) -> Rule:
     """Keep logits within `n` standard deviations of the largest (arXiv 2411.07641).
 
     The standard deviation is the sample one (n - 1) over the survivors' finite logits, so a mask of -inf does not switch the
-    rule off.
+    rule off. Nor does a mask of the lowest number of the logits' type (of bfloat16, for float32): such logits are not counted,
+    unless all are such.
 
     Args:
         n: number > 0, or a [B] tensor. Usual value: 1.

@@ -43,6 +43,7 @@ BY_LOGIT = tl.constexpr(rules.BY_LOGIT)
 COUNT, MASS, SURPRISAL = tl.constexpr(rules.COUNT), tl.constexpr(rules.MASS), tl.constexpr(rules.SURPRISAL)
 STOP_AFTER = tl.constexpr(rules.STOP_AFTER)
 SLACK, CERTAIN = tl.constexpr(rules.SLACK), tl.constexpr(rules.CERTAIN)
+MASKED, MASKED_FLOAT16 = tl.constexpr(rules.MASKED), tl.constexpr(rules.MASKED_FLOAT16)
 FIELDS = tl.constexpr(len(rules.FIELDS))
 (KIND_AT, ORDER_AT, MEASURE_AT, STOP_AT, TEMPERATURE_AT, NEED_AT, WITHIN_AT, KEEP_AT, LSE_AT, SD_AT, P2_AT, OFFSET_AT, OFFSET_H_AT) = (
     tl.constexpr(place) for place in range(len(rules.FIELDS))

@@ -44,12 +44,24 @@ def write_kernel(
         as_row = without_inf(x, overflow)
         stays = tl.where(greedy, ids == token, (as_row >= lo) & (as_row <= hi) & (ids < limit))
         divided = tl.div_rn(x, t + tl.zeros_like(x))
+        # An infinity that the type cannot help would be a NaN in the next softmax.
+        most = largest_of(out_ptr.dtype.element_ty)
+        held = tl.where(divided > most, most, tl.where(divided < -most, -most, divided))
+        divided = tl.where(tl.abs(x) < float("inf"), held, divided)
         answer = tl.where(stays, divided, filter_value)
         answer = tl.where(status == NAN, divided, answer)  # so that the NaN stays visible
         if out_ptr.dtype.element_ty == tl.bfloat16:
             tl.store(out_ptr + ids, as_bf16(answer), there)
         else:
             tl.store(out_ptr + ids, answer.to(out_ptr.dtype.element_ty), there)
+
+
+@triton.jit
+def largest_of(dtype: tl.constexpr):
+    """The largest number of a type."""
+    return (
+        65504.0 if dtype == tl.float16 else (3.3895313892515355e38 if dtype == tl.bfloat16 else 3.4028234663852886e38)
+    )
 
 
 @triton.jit

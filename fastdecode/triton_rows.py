@@ -8,7 +8,7 @@ import triton.language as tl
 # isort: off
 from .triton_measure import (
     ALIVE_AT, AT_FIRST, BY_LOGIT, COUNT, DRAW, FIELDS, FLOOR, GROUP, GROUP_FLOATS, GROUP_INTS, GROUP_STREAM, HI_AT, KEEP_AT, KIND_AT,
-    LAST_KEY, LN2, LO_AT, LOWEST, LSE_AT, MASS_AT, MAX_AT, MEASURE_AT, NEED_AT, NO_KEY, OFFSET_AT, OFFSET_H_AT, ORDER_AT, OVERFLOW_AT,
+    LAST_KEY, LN2, LO_AT, LOWEST, LSE_AT, MASKED, MASKED_FLOAT16, MASS_AT, MAX_AT, MEASURE_AT, NEED_AT, NO_KEY, OFFSET_AT, OFFSET_H_AT, ORDER_AT, OVERFLOW_AT,
     P2_AT, PREFIX, REQUESTS, ROW_NUMBERS, SAMPLE_STREAM, SD_AT, SLACK, SPAN, STATUS_AT, STOP_AFTER, STOP_AT, SURVIVING,
     TEMPERATURE_AT, TILE, TOKEN_AT, TOKEN_STREAM, WITHIN_AT, as_float, float_of, kernel, key_of, list_groups, listed, merge, plan_of, round_up, row_of, scale_of,
     scaled, spread, start_of, survivor_sums, tokens_at, typicality, wants_sums, without_inf,
@@ -128,6 +128,10 @@ def rows_kernel(
     greedy_token = tl.full((), -1, tl.int32)
     if (status == OK) & (temperature == 0):
         greedy_token = first_of(row_ptr, ints_ptr, groups, n_listed, limit, overflow, top, VEC)
+    if DRAWS:
+        # No finite plan leaves no mass. But nobody has looked at parameters on a GPU, and what is drawn is a token of the row, or none.
+        drawn = (temperature == 0) | (mass > 0)
+        status = tl.where((status == OK) & (drawn == 0), EMPTY, status)
     kept_mass = mass * tl.exp((top - max).to(tl.float64) / tl.maximum(temperature, 1e-38))
     tl.store(numbers_ptr + LO_AT, lo.to(tl.float64))
     tl.store(numbers_ptr + HI_AT, hi.to(tl.float64))
@@ -197,13 +201,15 @@ def floor_edge(
         # First the mean, in units in which no sum of logits overflows; then the squares around it. A row that holds
         # a logit of 1e38 keeps such units: beside that, what vanishes in them is nothing.
         n_listed = list_groups(floats_ptr, ints_ptr, groups, lo)
+        masked = MASKED_FLOAT16 if row_ptr.dtype.element_ty == tl.float16 else MASKED
+        counted_lo = tl.where(top > masked, tl.maximum(lo, float_of(key_of(tl.full((), masked, tl.float32)) + 1)), lo)
         centre = top
         unit = tl.full((), 2.0**-70, tl.float32)
         total, squares, mass2 = tl.full((), 0.0, tl.float64), tl.full((), 0.0, tl.float64), tl.full((), 0.0, tl.float64)
         count = tl.full((), 0.0, tl.float64)
         for look in range(2):
             count, total, squares, mass2 = spread(
-                row_ptr, ints_ptr, groups, n_listed, limit, overflow, lo, hi, top, c, centre, unit, VEC
+                row_ptr, ints_ptr, groups, n_listed, limit, overflow, counted_lo, hi, top, c, centre, unit, VEC
             )
             if look == 0:
                 mean = total / count / unit

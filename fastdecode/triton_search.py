@@ -33,7 +33,7 @@ def needed(measure, stop, need, whole_mass, whole_moment):
         found = found * whole_mass * slack
     elif measure > MASS:
         entropy = tl.log(whole_mass) - LN2 * whole_moment / whole_mass
-        found = tl.where(entropy < CERTAIN, float("inf"), found * entropy * slack)
+        found = tl.where(entropy < CERTAIN, -float("inf"), found * entropy * slack)
     return found
 
 

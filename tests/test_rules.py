@@ -18,7 +18,7 @@ NAN, INF = math.nan, math.inf
 
 # For each rule: the interval as its message must show it, values just inside, values just outside.
 RANGES = {
-    fd.temperature: ("a number in [0, inf)", (0, 1e-6, 1, 1e6), (-1e-9, -1, INF, NAN)),
+    fd.temperature: ("a number in [0, 3.40282e+38]", (0, 1e-45, 1, 3.4e38), (-1e-9, -1, 3.41e38, INF, NAN)),
     fd.top_k: ("a whole number in [0, inf)", (0, 1, 50, 10**9), (-1, 1.5, INF, NAN)),
     fd.top_p: ("a number in (0, 1]", (1e-9, 0.5, 1), (0, 1.3, -0.1, NAN)),
     fd.min_p: ("a number in [0, 1]", (0, 0.05, 1), (-0.01, 1.01, NAN)),

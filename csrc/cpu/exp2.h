@@ -116,9 +116,10 @@ enum Reach {
   kFar,        // and x - base is taken first
 };
 
-// `least`: no logit is smaller. Beyond 2^16, the shift of Exp2 would be rounded, and so would the place to cut off at.
+// `least`: no logit is smaller. Beyond 2^16, the shift of Exp2 would be rounded, and so would the place to cut off at. That place must
+// be a finite logit: in a hot row of logits near the lowest, -inf would weigh as much as they do.
 FD_FN Reach reach_of(float base, float least, float c) {
-  if (!(fabsf(base * c) < 65536.0f)) return kFar;
+  if (!(fabsf(base * c) < 65536.0f) || !(base + kLeastExponent / c > kLowest)) return kFar;
   return (base - least) * c <= -kLeastExponent ? kNear : kVanishing;
 }
 

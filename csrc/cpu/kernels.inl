@@ -103,6 +103,12 @@ struct Spread {
   double mass2 = 0;                    // sum exp(2 d), if it was asked for
 };
 
+// Survivors that are masked with a number do not count (dtype.h), unless all are.
+FD_FN Interval without_masked(Interval interval, float top, int dtype) {
+  const float masked = masked_at(dtype);
+  return top > masked ? Interval{fmaxf(interval.lo, nextafterf(masked, 0)), interval.hi} : interval;
+}
+
 // Over n logits, n a multiple of kLanes, of which those in the interval count.
 template <bool kMass2>
 FD_FN void add_spread(const float* x, int64_t n, float max, float c, Interval interval, Spread* spread) {
@@ -150,10 +156,10 @@ static Spread row_spread(const Row& row, float max, float c, Interval interval, 
   return spread;
 }
 
-static Spread gathered_spread(const Workspace& ws, int64_t n, float max, float c) {
+static Spread gathered_spread(const Workspace& ws, int64_t n, float max, float c, Interval interval) {
   for (int64_t i = n; i < n + kLanes; ++i) ws.x[i] = -INFINITY;
   Spread spread;
-  add_spread<true>(ws.x, (n + kLanes - 1) / kLanes * kLanes, max, c, {}, &spread);
+  add_spread<true>(ws.x, (n + kLanes - 1) / kLanes * kLanes, max, c, interval, &spread);
   return spread;
 }
 

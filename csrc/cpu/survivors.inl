@@ -119,8 +119,9 @@ class Survivors {
       whole.entropy = entropy_of(sums);
     }
     if (cut.w_sd != 0 || cut.w_p2 != 0) {
-      const Spread spread =
-          gathered_ ? gathered_spread(ws_, n_, s.base, s.c) : row_spread(row_, s.base, s.c, interval_, cut.w_p2 != 0);
+      const Interval counted = without_masked(interval_, top_, row_.dtype);
+      const Spread spread = gathered_ ? gathered_spread(ws_, n_, s.base, s.c, counted)
+                                      : row_spread(row_, s.base, s.c, counted, cut.w_p2 != 0);
       const double squares = spread.squares - spread.sum * spread.sum / spread.n;
       whole.sd = spread.n > 1 ? sqrt(fmax(squares, 0.0) / (spread.n - 1)) / t : 0.0;
       if (cut.w_p2 != 0) whole.ln_p2 = log(spread.mass2) - 2 * log(valid_sums_at(s, false).mass);
@@ -230,7 +231,7 @@ class Survivors {
   bool prefix_near_top(const Cut& cut, const Sums& whole, Keys keys, Scale s) {
     const double need = needed(cut, whole);
     const bool by_count = int(cut.measure) == kCount;
-    for (int64_t rank = by_count ? int64_t(cut.need) : 64; rank <= 192 || (by_count && rank < row_.groups());
+    for (int64_t rank = by_count ? int64_t(fmin(fmax(double(cut.need), 1), 1e15)) : 64; rank <= 192 || (by_count && rank < row_.groups());
          rank *= 3) {
       float bound = bound_by_groups(ws_.group_max, row_.groups(), rank);
       if (bound == kLowest) return false;

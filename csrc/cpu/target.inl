@@ -79,6 +79,7 @@ struct Output {
 static void write_interval(const Row& row, const Output& out, Interval interval, float t, float filter) {
   alignas(64) float written[kGroupSize];
   const float bottom = interval.bottom(), inverse = 1 / t;
+  const V smallest = all(-largest_of(row.dtype));  // see divided()
   int exponent;
   const bool exact =
       frexpf(t, &exponent) == 0.5f && inverse < INFINITY;  // a power of two: a product is the same, and quicker
@@ -88,7 +89,10 @@ static void write_interval(const Row& row, const Output& out, Interval interval,
     for (int i = 0; i < kGroupSize; i += 2 * kLanes) {
       V two[2];
       x.pair(i, two);
-      for (V& v : two) v = choose(Interval::has(v, bottom, interval.hi), exact ? v * inverse : v / t, removed);
+      for (V& v : two) {
+        const V scaled = max_of(-max_of(-(exact ? v * inverse : v / t), smallest), smallest);
+        v = choose(Interval::has(v, bottom, interval.hi), scaled, removed);
+      }
       if (x.kPadded)
         store(written + i, two[0]), store(written + i + kLanes, two[1]);
       else
@@ -106,9 +110,10 @@ static void truncate_row(const TruncateArgs& args, int64_t r, const Workspace& w
   const Row source{static_cast<const char*>(logits.base) + r * logits.row_stride * bytes_of(logits.dtype), logits.dtype,
                    logits.limit};
 
+  const float largest = largest_of(logits.dtype);
   const Opened opened = open_row(logits, r, ws);
   if (opened.status == kNan) {  // x / T throughout, so that the NaN stays visible
-    for (int64_t i = 0; i < logits.vocab; ++i) out.put(i, source.at(i) / t);
+    for (int64_t i = 0; i < logits.vocab; ++i) out.put(i, divided(source.at(i), t, largest));
     return;
   }
   if (opened.status == kEmpty) return out.fill(0, logits.vocab, args.filter_value);
@@ -124,7 +129,7 @@ static void truncate_row(const TruncateArgs& args, int64_t r, const Workspace& w
     out.fill(logits.limit, logits.vocab, args.filter_value);
   } else if (survivors.gathered() && survivors.count() < logits.limit / 16) {
     out.fill(0, logits.vocab, args.filter_value);
-    for (int64_t i = 0; i < survivors.count(); ++i) out.put(ws.id[i], ws.x[i] / t);
+    for (int64_t i = 0; i < survivors.count(); ++i) out.put(ws.id[i], divided(ws.x[i], t, largest));
   } else {
     write_interval(source, out, survivors.interval(), t, args.filter_value);
     out.fill(logits.limit, logits.vocab, args.filter_value);
@@ -216,6 +221,8 @@ static void sample_opened(const SampleArgs& args, int64_t r, const Opened& opene
     const Coordinates at{uint64_t(args.seed.base[r * args.seed.stride]), uint64_t(args.step.base[r * args.step.stride]),
                          0};
     const uint64_t request = args.stream.base ? uint64_t(args.stream.base[r * args.stream.stride]) : uint64_t(r);
+    // No finite plan comes to this. A plan on a GPU may hold any number, and what is drawn is a token of the row, or none.
+    if (!(drawer.mass() > 0)) return flag_row(args, r, kEmpty);
     for (int64_t s = 0; s < n; ++s) {
       tokens[s] = drawer.draw(at, uint64_t(s), request);
       args.logprobs[r * n + s] =

@@ -122,7 +122,7 @@ FD_CALLED void write_row(const TruncateArgs& args, bool empty, int64_t only) {
   const Output out = output_of(args);
   const Slice slice = row().slice;
   const float bottom = empty ? INFINITY : row().bottom(), hi = row().hi, t = divisor_of(args),
-              filter = args.filter_value;
+              filter = args.filter_value, largest = largest_of(out.dtype);
   for (int g = slice.first + warp(); g < slice.end; g += warps()) {
     float x[kEach];
     slice.load(g, x);
@@ -130,7 +130,7 @@ FD_CALLED void write_row(const TruncateArgs& args, bool empty, int64_t only) {
     for (int j = 0; j < kEach; ++j) {
       bool stays = x[j] >= bottom && x[j] <= hi;
       if (only >= 0) stays = int64_t(g) * kGroupSize + lane() * kEach + j == only;
-      x[j] = !stays ? filter : slice.overflow ? INFINITY : x[j] / t;
+      x[j] = !stays ? filter : slice.overflow ? INFINITY : divided(x[j], t, largest);
     }
     out.put(g, x);
   }
@@ -145,9 +145,9 @@ FD_CALLED void write_row(const TruncateArgs& args, bool empty, int64_t only) {
 FD_CALLED void write_nan_row(const TruncateArgs& args) {
   const Output out = output_of(args);
   const char* const from = row().slice.row;
-  const float t = divisor_of(args);
+  const float t = divisor_of(args), largest = largest_of(out.dtype);
   for (int64_t i = rank() * threads() + thread(); i < out.vocab; i += int64_t(ranks()) * threads())
-    out.put(i, load_as_float(from, out.dtype, i) / t);
+    out.put(i, divided(load_as_float(from, out.dtype, i), t, largest));
 }
 
 FD_DEVICE void truncate_row(const TruncateArgs& args, const Launch& launch) {
@@ -248,9 +248,14 @@ FD_CALLED void draw_tokens(Team& team, const SampleArgs& args) {
     const int group = winning_group(team, at, c);
     if (warp() != 0) continue;
     at.stream = stream_for(kToken, uint64_t(s), request);
+    const int64_t to = place_of(args) * n + s;
+    if (group == kMaxGroups) {  // no group has mass: see sample_once
+      if (lane() == 0) args.tokens[to] = -1, args.logprobs[to] = NAN;
+      if (lane() == 0 && args.raw_logprobs) args.raw_logprobs[to] = NAN;
+      continue;
+    }
     const Token token = winning_token(team, at, c, group);
     if (lane() != 0) continue;
-    const int64_t to = place_of(args) * n + s;
     args.tokens[to] = token.id;
     const double d = double(token.x) - double(row().top);
     args.logprobs[to] = float(d / temperature_of(args) - log(row().sums.mass));
@@ -273,7 +278,9 @@ FD_CALLED void sample_once(Team& team, const SampleArgs& args) {
     draw_tokens(team, args);
   if (!speaks()) return;
   const int64_t place = place_of(args);
-  args.status[place] = kOk, args.kept[place] = greedy ? 1 : row().n;
+  // No finite plan leaves no mass. But nobody has looked at parameters on a GPU, and what is drawn is a token of the row, or none.
+  const bool drawn = greedy || row().sums.mass > 0;
+  args.status[place] = drawn ? kOk : kEmpty, args.kept[place] = greedy ? 1 : drawn ? row().n : 0;
   if (!args.kept_mass) return;
   const double from_top = exp((double(row().top) - double(row().max)) / temperature_of(args));
   args.kept_mass[place] = greedy ? 1.0f : float(fmin(row().sums.mass * from_top / row().scaled_mass, 1.0));
