@@ -8,13 +8,13 @@ every sample has an answer. Wherever two answers tie, the one that came first wi
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal
 from typing import Any
 
 import numpy as np
+
+from .answers import last_answer as last_answer
 
 Answer = Hashable
 Floats = Sequence[float] | np.ndarray
@@ -284,27 +284,6 @@ def temperature_agreement(
     confident = all(vote.share >= intra for vote in votes)
     shares = tuple(vote.share for vote in votes)
     return Agreement(confident and across.share >= cross, across.answer, shares, across.share)
-
-
-NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?|-?\.\d+")
-
-
-def last_answer(text: str) -> str | None:
-    """The content of the last \\boxed{...} of a text, or its last number, without thousands separators and needless zeros."""
-    start = text.rfind("\\boxed{")
-    if start >= 0:
-        depth, begin = 1, start + len("\\boxed{")
-        for end in range(begin, len(text)):
-            depth += {"{": 1, "}": -1}.get(text[end], 0)
-            if depth == 0:
-                inside = text[begin:end].strip()
-                return _plain(inside) if NUMBER.fullmatch(inside) else inside or None
-    numbers = NUMBER.findall(text)
-    return _plain(numbers[-1]) if numbers else None
-
-
-def _plain(number: str) -> str:
-    return format(Decimal(number.replace(",", "")).normalize() + 0, "f")  # + 0: no -0
 
 
 def _vote(answers: Sequence[Answer | None], logs: np.ndarray) -> Vote:

@@ -274,24 +274,3 @@ def test_agreement():
     assert not sel.temperature_agreement([[None], [None]]).easy  # agreed on nothing
     with pytest.raises(ValueError, match="at least one"):
         sel.temperature_agreement([["7"], []])
-
-
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        (r"so \boxed{3} and then \boxed{\frac{1}{2}} of 7", r"\frac{1}{2}"),
-        (r"\boxed{ 1,200.50 }", "1200.5"),
-        (r"first 4, then \boxed{5", "5"),  # never closed: the last number
-        (r"\boxed{}", None),
-        ("The answer is 12. ", "12"),
-        ("It costs $1,234,567.00 in 3,4", "4"),
-        ("$1,234,567.00", "1234567"),
-        ("-0.0", "0"),
-        ("from 10 to -7.50 degrees", "-7.5"),
-        ("100", "100"),
-        ("nothing", None),
-        ("", None),
-    ],
-)
-def test_the_last_answer(text, answer):
-    assert sel.last_answer(text) == answer
