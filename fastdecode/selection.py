@@ -3,22 +3,29 @@
 An *answer* is what was extracted from a text, anything hashable; equal answers are one. None says that a text gave no answer:
 it never wins, but it counts among the samples. Shares are of all samples (or of all their weight), so they sum to 1 only if
 every sample has an answer. Wherever two answers tie, the one that came first wins.
+
+Numbers for each sample may be -inf, the worst, and neither NaN nor +inf; counts are whole numbers. What is not so is refused
+with a ValueError.
 """
 
 from __future__ import annotations
 
 import math
+import numbers
+import reprlib
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
 from .answers import last_answer as last_answer
+from .weibull import ln_weibull, weibull_mixture
 
 Answer = Hashable
 Floats = Sequence[float] | np.ndarray
-TINY = 1e-12  # a Weibull density may be infinite at 0: smaller probabilities are fitted as if they were this
+Counts = int | Sequence[int] | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,8 @@ def perplexity_vote(answers: Sequence[Answer | None], mean_logprobs: Floats) -> 
 
     Args:
         answers: one for each sample.
-        mean_logprobs: the mean log-probability of its tokens; -inf is a weight of 0. If all weigh nothing, all weigh the same.
+        mean_logprobs: the mean log-probability of its tokens, in nats; -inf is a weight of 0. If all weigh nothing, all weigh
+            the same.
     """
     return _vote(answers, _logs("mean_logprobs", mean_logprobs, len(answers)))
 
@@ -58,7 +66,7 @@ def perplexity_consistency(
 
     Args:
         answers: one for each sample.
-        logprobs: ln p(t | x). The paper's formula takes the whole sequence's; the authors' code takes the mean over the tokens.
+        logprobs: ln p(t | x), -inf for a probability of 0. The paper's formula takes the whole sequence's; the authors' code takes the mean over the tokens.
         paths: what tells the samples apart (texts, or tuples of tokens): a path with the same answer counts once, with the
             probability of its first copy. None: all differ.
     """
@@ -82,12 +90,17 @@ def reasoning_pruning(mean_logprobs: Floats) -> np.ndarray:
 
     Raises:
         ImportError: scipy is not installed.
+        ValueError: a number is NaN or +inf, or so far above 0 that it is no log-probability: its exponential is not finite.
     """
-    x = np.exp(_logs("mean_logprobs", mean_logprobs, len(mean_logprobs)))
+    logs = _logs("mean_logprobs", mean_logprobs, len(mean_logprobs))
+    with np.errstate(over="ignore"):
+        x = np.exp(logs)
+    if np.isinf(x).any():
+        raise ValueError(f"mean_logprobs must be logarithms of probabilities, at most 0; got {logs.max():g}.")
     if len(np.unique(x)) < 2:
         return np.ones(len(x), dtype=bool)
     w, k1, l1, k2, l2 = weibull_mixture(x)
-    one, two = math.log(w) + _ln_weibull(x, k1, l1), math.log1p(-w) + _ln_weibull(x, k2, l2)
+    one, two = math.log(w) + ln_weibull(x, k1, l1), math.log1p(-w) + ln_weibull(x, k2, l2)
     first_is_high = l1 * math.gamma(1 + 1 / k1) >= l2 * math.gamma(1 + 1 / k2)
     high, low = (one, two) if first_is_high else (two, one)
     return (high >= low) | (x >= x.mean())
@@ -110,33 +123,6 @@ def rpc(answers: Sequence[Answer | None], mean_logprobs: Floats, paths: Sequence
     return perplexity_consistency([answers[i] for i in kept], logs[kept], paths)
 
 
-def weibull_mixture(x: np.ndarray) -> tuple[float, float, float, float, float]:
-    """(w, k1, l1, k2, l2) of greatest likelihood for w f(x; k1, l1) + (1 - w) f(x; k2, l2); see `reasoning_pruning`.
-
-    Raises:
-        ImportError: scipy is not installed.
-    """
-    try:
-        from scipy.optimize import minimize
-    except ImportError as error:
-        raise ImportError("RPC fits with scipy, which is not installed: pip install scipy.") from error
-
-    def surprise(parameters: np.ndarray) -> float:
-        w, k1, l1, k2, l2 = parameters
-        each = np.logaddexp(math.log(w) + _ln_weibull(x, k1, l1), math.log1p(-w) + _ln_weibull(x, k2, l2))
-        return -float(each.sum())
-
-    positive = (0.01, None)
-    found = minimize(surprise, (0.5, 1.0, 1.0, 1.5, 2.0), bounds=[(0.2, 0.8), *[positive] * 4], method="L-BFGS-B")
-    return tuple(map(float, found.x))  # type: ignore[return-value]
-
-
-def _ln_weibull(x: np.ndarray, k: float, scale: float) -> np.ndarray:
-    ratio = np.log(np.maximum(x, TINY)) - math.log(scale)
-    with np.errstate(over="ignore"):  # far in the tail the density is 0
-        return math.log(k / scale) + (k - 1) * ratio - np.exp(k * ratio)
-
-
 def best_of_majority(
     answers: Sequence[Answer | None], rewards: Floats, k: int = 1, alpha: float = 0.015
 ) -> list[Answer]:
@@ -147,51 +133,70 @@ def best_of_majority(
 
     Args:
         answers: one for each of the N samples.
-        rewards: of each sample.
-        k: how many; fewer come back if Y holds fewer.
-        alpha: the smallest share of an answer. The paper's experiments: 0.003 to 0.015.
+        rewards: of each sample; an answer with a reward of -inf among its samples comes last.
+        k: how many, >= 1; fewer come back if Y holds fewer.
+        alpha: the smallest share of an answer, in [0, 1]. The paper's experiments: 0.003 to 0.015.
     """
-    given = np.asarray(rewards, dtype=np.float64)
-    _same_length("rewards", rewards, len(answers))
-    if k < 1:
-        raise ValueError(f"k must be a whole number >= 1; got {k!r}.")
+    given = _logs("rewards", rewards, len(answers))
+    _whole("k", k, 1)
+    _inside("alpha", alpha, 0.0, 1.0)
     members: dict[Answer, list[float]] = {}
     for answer, reward in zip(answers, given):
         if answer is not None:
             members.setdefault(answer, []).append(float(reward))
     frequent = {y: each for y, each in members.items() if len(each) / len(answers) >= alpha} or members
-    ordered = sorted(
-        frequent, key=lambda y: (math.fsum(frequent[y]) / len(frequent[y]), len(frequent[y])), reverse=True
-    )
+    ordered = sorted(frequent, key=lambda y: (_mean(frequent[y]), len(frequent[y])), reverse=True)
     return ordered[:k]
 
 
-def pass_at_k(samples: int, correct: int | Sequence[int] | np.ndarray, k: int) -> float:
+def _mean(rewards: list[float]) -> Fraction | float:
+    """Exact: neither rounding decides between equal means, nor does a sum overflow."""
+    return -math.inf if -math.inf in rewards else sum(map(Fraction, rewards), Fraction()) / len(rewards)
+
+
+def pass_at_k(samples: Counts, correct: Counts, k: Counts) -> float:
     """The unbiased chance that one of k samples is correct (arXiv 2107.03374, and 2407.21787, "Large Language Monkeys"):
-    the mean over problems of 1 - C(n - c, k) / C(n, k), computed as 1 - prod_{i = n-c+1}^{n} (1 - k / i).
+    the mean over problems of 1 - C(n - c, k) / C(n, k), computed as 1 - prod_{i = n-c+1}^{n} (1 - k / i), or with k and c
+    exchanged, which is the same and shorter if k < c.
+
+    Each argument is a whole number for all problems, or a sequence with one for each problem; if all three are numbers there is
+    one problem.
 
     Args:
-        samples: n, drawn for each problem.
-        correct: c of one problem, or of each.
-        k: at most n.
+        samples: n >= 1, drawn for a problem.
+        correct: c in [0, n], those of them that are correct.
+        k: in [1, n].
+
+    Returns:
+        The mean chance, in [0, 1].
     """
-    if not 1 <= k <= samples:
-        raise ValueError(f"k must lie in [1, {samples}], the number of samples; got {k!r}.")
-    counts = np.atleast_1d(np.asarray(correct))
-    if counts.size == 0 or (counts < 0).any() or (counts > samples).any():
-        raise ValueError(f"correct must hold counts in [0, {samples}], at least one; got {correct!r}.")
-
-    def of(c: int) -> float:
-        if samples - c < k:
-            return 1.0
-        return 1.0 - float(np.prod(1.0 - k / np.arange(samples - c + 1, samples + 1)))
-
-    return float(np.mean([of(int(c)) for c in counts]))
+    given = {"samples": _counts("samples", samples), "correct": _counts("correct", correct), "k": _counts("k", k)}
+    sizes = {name: len(each) for name, each in given.items() if isinstance(each, list)}
+    if len(set(sizes.values())) > 1 or 0 in sizes.values():
+        got = ", ".join(f"{size} in {name}" for name, size in sizes.items())
+        raise ValueError(f"sequences must hold one count for each problem, at least one and all as many; got {got}.")
+    problems = max(sizes.values(), default=1)
+    columns = [each if isinstance(each, list) else [each] * problems for each in given.values()]
+    chances = []
+    for place, (n, c, of) in enumerate(zip(*columns)):
+        where = f" of problem {place}" if problems > 1 else ""
+        _whole("samples" + where, n, 1, 2**53)
+        _whole("correct" + where, c, 0, n)
+        _whole("k" + where, of, 1, n)
+        few, many = sorted((of, c))
+        none = 0.0 if n - c < of else float(np.prod(1.0 - many / np.arange(n - few + 1, n + 1, dtype=np.float64)))
+        chances.append(1.0 - none)
+    return math.fsum(chances) / problems
 
 
 def particle_log_weights(rewards: Floats) -> np.ndarray:
-    """ln(r / (1 - r)) of process rewards r in [0, 1] (arXiv 2502.01618), r kept 1e-7 away from both ends."""
-    r = np.clip(np.asarray(rewards, dtype=np.float64), 1e-7, 1 - 1e-7)
+    """ln(r / (1 - r)) of process rewards r in [0, 1] (arXiv 2502.01618), r kept 1e-7 away from both ends; of the same shape."""
+    r = _floats("rewards", rewards)
+    if not ((r >= 0) & (r <= 1)).all():
+        raise ValueError(
+            f"rewards must lie in [0, 1]; got {r[~((r >= 0) & (r <= 1))].flat[0]:g}. A sigmoid makes such of logits."
+        )
+    r = np.clip(r, 1e-7, 1 - 1e-7)
     return np.log(r) - np.log1p(-r)
 
 
@@ -209,38 +214,46 @@ def resample(
     cumulated theta, with one u in [0, 1); particle j then comes floor(n theta_j) or ceil(n theta_j) times.
 
     Args:
-        log_weights: one for each particle; -inf is never drawn.
-        n: default: as many as there are.
+        log_weights: one for each particle, in nats; -inf is a weight of 0 and never drawn. At least one is above -inf.
+        n: >= 0. Default: as many as there are.
         method: "multinomial" or "systematic".
-        temperature: > 0.
+        temperature: > 0; infinity draws all particles above -inf alike.
         seed: a number, or a numpy generator to go on with.
+
+    Returns:
+        int64 [n], indices of particles.
     """
     logs = _logs("log_weights", log_weights, len(log_weights))
     if method not in ("multinomial", "systematic"):
         raise ValueError(f"method must be 'multinomial' or 'systematic'; got {method!r}.")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0; got {temperature!r}.")
+    _inside("temperature", temperature, 0.0, math.inf, "(]")
     if len(logs) == 0 or logs.max() == -math.inf:
         raise ValueError("log_weights must hold one that is above -inf; there is no particle to draw.")
-    count = len(logs) if n is None else n
+    count = len(logs) if n is None else _whole("n", n, 0)
     generator = np.random.default_rng(seed)
     points = (
         generator.random(count) if method == "multinomial" else (generator.random() + np.arange(count)) / max(count, 1)
     )
-    cumulated = np.cumsum(np.exp((logs - logs.max()) / temperature))
+    with np.errstate(over="ignore"):  # far below the largest the weight is 0
+        scaled = np.divide(logs - logs.max(), temperature, out=np.full(len(logs), -math.inf), where=logs > -math.inf)
+    weights = np.exp(scaled)
+    cumulated = np.cumsum(weights)
     # A point lies below 1, so `right` never goes to a particle without weight; rounding may push it to the very end.
     found = np.searchsorted(cumulated, points * cumulated[-1], side="right")
-    return np.minimum(found, np.flatnonzero(logs > -math.inf)[-1])
+    return np.minimum(found, np.flatnonzero(weights)[-1])
 
 
 def hedged_pool(n: int = 5, temperature: float = 0.8) -> list[float]:
     """The temperatures of a hedged pool (arXiv 2506.20544): one greedy sample and n - 1 at one moderate temperature, 0.7 to 0.9.
 
     Use a plan with `fastdecode.min_p`, the paper's hedging of single tokens; at temperature 0 it changes nothing.
+
+    Args:
+        n: samples, >= 1.
+        temperature: of all but the first; finite, >= 0.
     """
-    if n < 1:
-        raise ValueError(f"a pool needs at least one sample; got n={n!r}.")
-    return [0.0] + [temperature] * (n - 1)
+    others = _inside("temperature", temperature, 0.0, math.inf, "[)")
+    return [0.0] + [others] * (_whole("n", n, 1) - 1)
 
 
 def minimum_bayes_risk(utilities: Sequence[Sequence[float]] | np.ndarray) -> int:
@@ -248,12 +261,14 @@ def minimum_bayes_risk(utilities: Sequence[Sequence[float]] | np.ndarray) -> int
 
     Args:
         utilities: [N, N + M]: u of each of the N candidates against all evidence, which is the pool itself and M cross-lingual
-            samples that cannot be chosen; plain MBR with M = 0.
+            samples that cannot be chosen; plain MBR with M = 0. -inf rules a candidate out, unless all are.
     """
-    u = np.asarray(utilities, dtype=np.float64)
+    u = _floats("utilities", utilities)
     if u.ndim != 2 or u.shape[0] == 0 or u.shape[1] < u.shape[0]:
         raise ValueError(f"utilities must be [N, N + M] with N >= 1; got shape {list(u.shape)}.")
-    return int(u.mean(axis=1).argmax())
+    _no_nan("utilities", u)
+    small = np.ldexp(u, -u.shape[1].bit_length())  # exact, and no sum overflows
+    return int(np.argmax([math.fsum(row) for row in small]))
 
 
 @dataclass(frozen=True)
@@ -276,7 +291,10 @@ def temperature_agreement(
 
     Args:
         answers: for each temperature, those of its samples.
+        intra, cross: shares in [0, 1].
     """
+    _inside("intra", intra, 0.0, 1.0)
+    _inside("cross", cross, 0.0, 1.0)
     if not answers or not all(len(each) for each in answers):
         raise ValueError("answers must hold at least one temperature, and at least one sample of each.")
     votes = [majority_vote(each) for each in answers]
@@ -291,7 +309,8 @@ def _vote(answers: Sequence[Answer | None], logs: np.ndarray) -> Vote:
     if len(answers) == 0:
         return Vote(None, 0.0)
     largest = logs.max()
-    weights = np.ones(len(logs)) if largest == -math.inf else np.exp(logs - largest)
+    with np.errstate(over="ignore"):  # far below the largest the weight is 0
+        weights = np.ones(len(logs)) if largest == -math.inf else np.exp(logs - largest)
     sums: dict[Answer, list[float]] = {}
     for answer, weight in zip(answers, weights):
         if answer is not None:
@@ -303,12 +322,52 @@ def _vote(answers: Sequence[Answer | None], logs: np.ndarray) -> Vote:
 
 
 def _logs(name: str, values: Floats, n: int) -> np.ndarray:
-    logs = np.asarray(values, dtype=np.float64)
-    if logs.shape != (n,) or np.isnan(logs).any() or (logs == math.inf).any():
-        raise ValueError(
-            f"{name} must hold one number for each sample ({n}), none of them NaN or +inf; got {values!r}."
-        )
+    logs = _floats(name, values)
+    if logs.shape != (n,):
+        raise ValueError(f"{name} must hold one number for each sample ({n}); got shape {list(logs.shape)}.")
+    _no_nan(f"{name} must hold one number for each sample ({n}), and they", logs)
     return logs
+
+
+def _floats(name: str, values: Any) -> np.ndarray:
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must hold numbers, and rows of one length; got {reprlib.repr(values)}.") from None
+
+
+def _no_nan(what: str, values: np.ndarray) -> None:
+    wrong = np.argwhere(np.isnan(values) | (values == math.inf))
+    if len(wrong):
+        place = tuple(wrong[0].tolist())
+        index = place[0] if len(place) == 1 else place
+        raise ValueError(
+            f"{what} must be below infinity and not NaN; got {values[place]} at {index}. Leave that sample out."
+        )
+
+
+def _whole(name: str, value: Any, low: int, high: int | None = None) -> int:
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not whole or value < low or (high is not None and value > high):
+        interval = f">= {low}" if high is None else f"in [{low}, {high}]"
+        raise ValueError(f"{name} must be a whole number {interval}; got {value!r}.")
+    return int(value)
+
+
+def _counts(name: str, values: Any) -> Any:
+    """A number as it is, or a list; its members are not checked."""
+    listed = values.tolist() if hasattr(values, "tolist") else values
+    if isinstance(listed, (str, bytes)) or not isinstance(listed, Sequence):
+        return listed
+    return list(listed)
+
+
+def _inside(name: str, value: Any, low: float, high: float, ends: str = "[]") -> float:
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    above = real and (value >= low if ends[0] == "[" else value > low)
+    if not above or not (value <= high if ends[1] == "]" else value < high):
+        raise ValueError(f"{name} must be a number in {ends[0]}{low:g}, {high:g}{ends[1]}; got {value!r}.")
+    return float(value)
 
 
 def _same_length(name: str, values: Sequence[Any] | np.ndarray, n: int) -> None:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
+from fractions import Fraction
 
 import numpy as np
 import pytest
-from tolerance import FITTED, SHARE
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from tolerance import SHARE
 
 from fastdecode import selection as sel
 
 INF = math.inf
 LN = math.log
+COMMON = settings(derandomize=True, deadline=None, max_examples=200)
 
 
 def near(a, b) -> bool:
@@ -82,75 +87,6 @@ def test_logprobs_that_are_none(bad):
         sel.perplexity_consistency(["a"], [0.0], ["one", "two"])
 
 
-# ---- RPC -------------------------------------------------------------------------------------------------------------
-
-
-def ln_likelihood(x, w, k1, l1, k2, l2):
-    def density(k, l):  # noqa: E741
-        return (k / l) * (x / l) ** (k - 1) * np.exp(-((x / l) ** k))
-
-    return float(np.log(w * density(k1, l1) + (1 - w) * density(k2, l2)).sum())
-
-
-def two_clouds():
-    """Probabilities around 0.8 and around 0.3."""
-    pytest.importorskip("scipy")
-    generator = np.random.default_rng(0)
-    return np.concatenate([0.8 + 0.02 * generator.standard_normal(30), 0.3 + 0.02 * generator.standard_normal(30)])
-
-
-def test_the_fit_is_a_maximum_of_the_likelihood():
-    x = two_clouds()
-    found = sel.weibull_mixture(x)
-    best = ln_likelihood(x, *found)
-    assert best > ln_likelihood(x, 0.5, 1.0, 1.0, 1.5, 2.0) + 30  # far above where it started
-    for i, factor in itertools.product(range(5), (0.97, 1.03)):
-        moved = list(found)
-        moved[i] *= factor
-        if 0.2 <= moved[0] <= 0.8:
-            assert ln_likelihood(x, *moved) <= best + FITTED
-    w, k1, l1, k2, l2 = found
-    assert {round(l1, 1), round(l2, 1)} == {0.3, 0.8} and 0.4 < w < 0.6 and min(k1, k2) > 5
-
-
-def test_pruning_parts_the_clouds():
-    x = two_clouds()
-    assert sel.reasoning_pruning(np.log(x)).tolist() == [True] * 30 + [False] * 30
-    assert sel.reasoning_pruning(np.log(x[::-1])).tolist() == [False] * 30 + [True] * 30
-
-
-def test_pruning_keeps_what_is_above_the_mean(monkeypatch):
-    """The truncated mean: even where the mixture says low. Here a made-up mixture calls everything low."""
-    monkeypatch.setattr(sel, "weibull_mixture", lambda x: (0.2, 5.0, 100.0, 1.0, 0.5))
-    assert sel.reasoning_pruning(np.log([0.1, 0.2, 0.9])).tolist() == [False, False, True]  # the mean is 0.4
-    # and one that calls everything high, written the other way round
-    monkeypatch.setattr(sel, "weibull_mixture", lambda x: (0.5, 9.0, 0.001, 2.0, 0.5))
-    assert sel.reasoning_pruning(np.log([0.1, 0.2, 0.9])).tolist() == [True, True, True]
-
-
-def test_rpc_is_pruning_and_then_consistency():
-    x = two_clouds()
-    answers = ["right"] * 20 + ["other"] * 10 + ["wrong"] * 30
-    assert sel.majority_vote(answers).answer == "wrong"
-    vote = sel.rpc(answers, np.log(x))
-    assert vote.answer == "right" and near(vote.share, x[:20].sum() / x[:30].sum()) and "wrong" not in vote.shares
-    paths = ["the same"] * 20 + [str(i) for i in range(40)]
-    assert sel.rpc(answers, np.log(x), paths).answer == "other"
-
-
-def test_nothing_to_fit():
-    assert sel.reasoning_pruning([-1.0]).tolist() == [True]
-    assert sel.reasoning_pruning([-1.0] * 4).tolist() == [True] * 4
-    assert sel.reasoning_pruning([]).tolist() == []
-    assert sel.rpc(["a"], [-INF]).answer == "a"
-
-
-def test_a_probability_of_zero_can_be_fitted():
-    pytest.importorskip("scipy")
-    kept = sel.reasoning_pruning([-INF, LN(0.5), LN(0.6), LN(0.55), -INF])
-    assert kept[1:4].all()
-
-
 # ---- Best-of-Majority ------------------------------------------------------------------------------------------------
 
 
@@ -163,6 +99,40 @@ def test_best_of_majority():
     assert sel.best_of_majority(answers, rewards, 9, alpha=0.4) == ["a"]
     assert sel.best_of_majority(answers, rewards, 9, alpha=0.9) == ["c", "b", "a"]  # nobody is that frequent: all
     assert sel.best_of_majority([None], [1.0]) == []
+
+
+@pytest.mark.parametrize("bad", [[math.nan, 1, 2], [INF, 1, 2], [1, 2, None], [1, 2], [[1, 2, 3]], ["x", 1, 2]])
+def test_best_of_majority_takes_no_reward_that_is_none(bad):
+    with pytest.raises(ValueError, match="rewards must hold"):
+        sel.best_of_majority(["a", "b", "c"], bad)
+
+
+def test_what_is_said_names_the_number():
+    with pytest.raises(ValueError, match=r"one number for each sample \(3\).*not NaN; got nan at 1\. Leave"):
+        sel.best_of_majority(["a", "b", "c"], [1, math.nan, 2])
+    with pytest.raises(ValueError, match=r"utilities must be below infinity and not NaN; got nan at \(0, 1\)"):
+        sel.minimum_bayes_risk([[1, math.nan], [1, 1]])
+
+
+def test_best_of_majority_counts_and_shares():
+    for k in (0, -1, 2.5, True, math.nan):
+        with pytest.raises(ValueError, match="k must be a whole number >= 1"):
+            sel.best_of_majority(["a"], [1.0], k)
+    for alpha in (-0.1, 1.1, math.nan, INF, None):
+        with pytest.raises(ValueError, match=r"alpha must be a number in \[0, 1\]"):
+            sel.best_of_majority(["a"], [1.0], alpha=alpha)
+
+
+def test_the_worst_reward_and_the_largest():
+    assert sel.best_of_majority(["a", "b", "b", "c"], [-INF, -9.0, -INF, -99.0], 3, 0.0) == ["c", "b", "a"]
+    assert sel.best_of_majority(["a", "a", "b", "b"], [1e308, 1e308, 1.7e308, 1e308], alpha=0.0) == [
+        "b"
+    ]  # sums overflow
+
+
+def test_rounding_decides_between_no_equal_means():
+    assert math.fsum([0.7] * 3) / 3 < 0.7
+    assert sel.best_of_majority(["b", "a", "a", "a"], [0.7] * 4, 2, 0.0) == ["a", "b"]  # equal means: the larger count
 
 
 def test_best_of_majority_ties():
@@ -190,12 +160,56 @@ def test_pass_at_k_of_many_problems_and_large_counts():
             sel.pass_at_k(*bad)
 
 
+def test_pass_at_k_of_problems_with_counts_of_their_own():
+    alone = [sel.pass_at_k(n, c, k) for n, c, k in ((10, 3, 5), (20, 3, 5), (5, 0, 2))]
+    assert near(sel.pass_at_k([10, 20], 3, 5), sum(alone[:2]) / 2)
+    assert near(sel.pass_at_k((10, 20, 5), np.array([3, 3, 0]), [5, 5, 2]), sum(alone) / 3)
+    assert near(sel.pass_at_k(10, 3, [5, 5]), alone[0])
+    assert near(sel.pass_at_k(np.int64(10), np.array(3), np.array([1, 5])), (0.3 + alone[0]) / 2)
+    assert near(sel.pass_at_k([10], [3], [5]), alone[0])
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        *[(n, 1, 1) for n in (0, -1, 2.5, True, math.nan, INF, None, "4", [4, 2.5], [4, True], [4, 0], np.array([4.0]))],
+        *[(4, c, 1) for c in (2.5, True, math.nan, [1, math.nan], [True, False], np.array([True]), [[1, 2]], {1: 2})],
+        *[(4, 1, k) for k in (2.5, True, math.nan, INF, [1, 5], [1, 0], [1, 1.0], np.array([1.0, 2.0]))],
+        *[([4, 2], [1, 3], 1), ([4, 2], 1, 3), ([4, 2], [1], 1), ([4, 2], [1, 1], [1, 1, 1]), ([], [], 1), (10**400, 1, 1)],
+    ],
+    ids=str,
+)  # fmt: skip
+def test_pass_at_k_takes_whole_numbers_only(bad):
+    with pytest.raises(ValueError, match="must"):
+        sel.pass_at_k(*bad)
+
+
+def test_pass_at_k_names_the_problem():
+    with pytest.raises(ValueError, match=r"k of problem 1 must be a whole number in \[1, 2\]; got 3"):
+        sel.pass_at_k([4, 2], 1, 3)
+    with pytest.raises(ValueError, match="got 2 in samples, 1 in correct"):
+        sel.pass_at_k([4, 2], [1], 1)
+
+
+@COMMON
+@given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 40), st.integers(1, 40)), min_size=1, max_size=5))
+def test_pass_at_k_is_the_mean_of_the_exact_chances(problems):
+    columns = [(n, min(c, n), min(k, n)) for n, c, k in problems]
+    exact = [1 - Fraction(math.comb(n - c, k), math.comb(n, k)) for n, c, k in columns]
+    n, c, k = ([*column] for column in zip(*columns))
+    assert near(sel.pass_at_k(n, c, k), float(sum(exact) / len(exact)))
+
+
 # ---- particles -------------------------------------------------------------------------------------------------------
 
 
 def test_particle_weights():
     assert near(sel.particle_log_weights([0.5, 0.8]), [0.0, LN(4)])
     assert np.isfinite(sel.particle_log_weights([0.0, 1.0])).all()
+    assert sel.particle_log_weights([[0.5], [0.5]]).shape == (2, 1)
+    for bad in ([0.5, math.nan], [INF], [-INF], [-0.1], [1.1], [None], ["x"], [[0.5], [0.5, 0.5]]):
+        with pytest.raises(ValueError, match="rewards must"):
+            sel.particle_log_weights(bad)
 
 
 @pytest.mark.parametrize("method", ["multinomial", "systematic"])
@@ -239,8 +253,36 @@ def test_resampling_at_the_edges():
         sel.resample([-INF, -INF])
     with pytest.raises(ValueError, match="method"):
         sel.resample([0.0], method="stratified")
-    with pytest.raises(ValueError, match="temperature"):
-        sel.resample([0.0], temperature=0.0)
+    for temperature in (0.0, -1.0, math.nan, -INF, None, True):
+        with pytest.raises(ValueError, match=r"temperature must be a number in \(0, inf\]"):
+            sel.resample([0.0], temperature=temperature)
+    for n in (-1, 2.5, True, math.nan):
+        with pytest.raises(ValueError, match="n must be a whole number >= 0"):
+            sel.resample([0.0], n)
+    for logs in ([0.0, math.nan], [0.0, INF], [[0.0]], [], ["x"]):
+        with pytest.raises(ValueError, match="log_weights must hold"):
+            sel.resample(logs)
+
+
+@pytest.mark.parametrize("method", ["multinomial", "systematic"])
+def test_an_infinite_temperature_draws_what_has_weight_alike(method):
+    drawn = sel.resample([-5.0, -INF, 700.0, -INF], 4000, method=method, temperature=INF, seed=0)
+    assert set(drawn.tolist()) == {0, 2} and abs((drawn == 0).mean() - 0.5) < 0.05
+
+
+@COMMON
+@given(
+    st.lists(st.floats(allow_nan=False, allow_infinity=False) | st.just(-INF), min_size=1, max_size=9),
+    st.floats(0, exclude_min=True),
+    st.sampled_from(("multinomial", "systematic")),
+    st.integers(0, 9),
+)
+def test_resampling_draws_particles_with_weight_whatever_the_numbers(logs, temperature, method, seed):
+    assume(max(logs) > -INF)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drawn = sel.resample(logs, 7, method=method, temperature=temperature, seed=seed)
+    assert len(drawn) == 7 and all(logs[i] > -INF for i in drawn)
 
 
 # ---- pools, and agreement across temperatures ------------------------------------------------------------------------
@@ -249,8 +291,13 @@ def test_resampling_at_the_edges():
 def test_a_hedged_pool():
     assert sel.hedged_pool() == [0.0, 0.8, 0.8, 0.8, 0.8]
     assert sel.hedged_pool(1) == [0.0]
-    with pytest.raises(ValueError, match="at least one"):
-        sel.hedged_pool(0)
+    assert sel.hedged_pool(3, 0) == [0.0, 0.0, 0.0]
+    for n in (0, -1, 2.5, True, math.nan, "3"):
+        with pytest.raises(ValueError, match="n must be a whole number >= 1; got"):
+            sel.hedged_pool(n)
+    for temperature in (-1, math.nan, INF, None, True, "0.8"):
+        with pytest.raises(ValueError, match=r"temperature must be a number in \[0, inf\); got"):
+            sel.hedged_pool(3, temperature)
 
 
 def test_minimum_bayes_risk():
@@ -259,8 +306,21 @@ def test_minimum_bayes_risk():
     assert sel.minimum_bayes_risk([[*row, cross] for row, cross in zip(pool, (0.2, 0.0, 0.9))]) == 2
     assert sel.minimum_bayes_risk([[0.3]]) == 0
     assert sel.minimum_bayes_risk([[0.5, 0.5], [0.5, 0.5]]) == 0
-    with pytest.raises(ValueError, match="utilities"):
-        sel.minimum_bayes_risk([[1.0], [1.0]])
+    assert sel.minimum_bayes_risk([[-INF, 1.0], [0.0, -9.0]]) == 1  # ruled out
+    assert sel.minimum_bayes_risk([[-INF, 1.0], [0.0, -INF]]) == 0
+    assert sel.minimum_bayes_risk([[1e308, 1e308], [1.7e308, 1e308]]) == 1  # sums overflow
+    assert sel.minimum_bayes_risk([[1e-320, 0.0], [2e-320, 0.0]]) == 1
+    for bad in (
+        [[1.0], [1.0]],
+        [],
+        [1.0],
+        [[math.nan, 1.0], [1.0, 1.0]],
+        [[INF, 0.0], [0.0, 0.0]],
+        [[None]],
+        [[1, 1], [1]],
+    ):
+        with pytest.raises(ValueError, match="utilities"):
+            sel.minimum_bayes_risk(bad)
 
 
 def test_agreement():
@@ -274,3 +334,8 @@ def test_agreement():
     assert not sel.temperature_agreement([[None], [None]]).easy  # agreed on nothing
     with pytest.raises(ValueError, match="at least one"):
         sel.temperature_agreement([["7"], []])
+    for bad in (math.nan, -0.1, 1.1, INF, None):
+        with pytest.raises(ValueError, match=r"intra must be a number in \[0, 1\]"):
+            sel.temperature_agreement([["7"]], intra=bad)
+        with pytest.raises(ValueError, match=r"cross must be a number in \[0, 1\]"):
+            sel.temperature_agreement([["7"]], cross=bad)
