@@ -51,6 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command. The exit code: 0 fine, 1 a self-test failed, 2 a request that cannot be met (one sentence on stderr)."""
     parser = _parser()
     options = parser.parse_args(arguments)
+    for name, value in vars(options).items():
+        if value == []:  # what argparse before Python 3.13 makes of `--seed=--`
+            parser.error(f"argument --{_flag(name)}: expected a value; got '--'")
     run = {"generate": _generate, "plot": _plot, "verify": _verify}.get(options.command, lambda _: doctor())
     try:
         return run(options)

@@ -188,7 +188,7 @@ def save(figure: Any, path: str) -> None:
 
 
 def _curve(panel: Any, row: Row, t: float, labelled: bool) -> None:
-    probabilities = torch.softmax(row.logits.double() / t, 0).sort(descending=True).values.numpy()
+    probabilities = torch.softmax(row.logits.double() / float(t), 0).sort(descending=True).values.numpy()
     panel.plot(np.arange(1, len(probabilities) + 1), probabilities, color="dimgray", linewidth=2)
     panel.set(xscale="log", yscale="log", ylim=(LOWEST, 1.5), xlim=(0.8, 1.25 * len(probabilities)), title=f"T = {t:g}")
     panel.tick_params(labelbottom=False, labelleft=labelled)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -153,7 +154,7 @@ def engine_named(name: str | None, device: str | None) -> Engine:
     on_gpu = name is None or (name != "reference" and name in dispatch.PREFERENCE["cuda"])
     where = _device(device or (here if on_gpu else "cpu"))
     try:
-        with dispatch.use(name):
+        with dispatch.use(name) if name else contextlib.nullcontext():  # FASTDECODE_BACKEND counts, as for other calls
             chosen = dispatch.engine_for(where)
     except RuntimeError as error:
         raise ValueError(str(error).rstrip(".")) from None
