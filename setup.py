@@ -48,6 +48,9 @@ CUDA_ARCHS = "8.0 8.6 8.9 9.0+PTX 10.0 12.0+PTX"
 CUDA_FLAGS = ["-O3", "-std=c++17", "--threads", "0", "-Xptxas", "-v", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
 
 
+WITHOUT_CUDA = "FASTDECODE_CUDA=0 builds without the CUDA engine"
+
+
 class Cuda:
     """nvcc and what to build with it, or why there is none."""
 
@@ -68,7 +71,9 @@ class Cuda:
         wanted = os.environ.get("TORCH_CUDA_ARCH_LIST") or CUDA_ARCHS
         self.archs = [arch for arch in wanted.replace(";", " ").split() if f"compute_{self._digits(arch)}" in known]
         if not self.archs:
-            raise SystemExit(f"TORCH_CUDA_ARCH_LIST must name architectures that {self.nvcc} knows; got {wanted!r}.")
+            raise SystemExit(
+                f"TORCH_CUDA_ARCH_LIST must name architectures that {self.nvcc} knows; got {wanted!r}; {WITHOUT_CUDA}."
+            )
         self.version = self._ask("--version").split("release ")[-1].split(",")[0]
         # As PTX, for GPUs that are newer than this list, and as machine code.
         self.flags = [*CUDA_FLAGS, f'-DFD_CUDA_ARCHS="{" ".join(self.archs)}"', "-Icsrc"]
@@ -78,11 +83,22 @@ class Cuda:
             self.flags += ["-gencode", f"arch=compute_{n},code={code}"]
 
     def _ask(self, option):
-        return subprocess.run([self.nvcc, option], stdout=subprocess.PIPE, text=True, check=True).stdout
+        done = subprocess.run([self.nvcc, option], capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{self.nvcc} {option} fails; {WITHOUT_CUDA}. It says: {done.stdout}{done.stderr}")
+        return done.stdout
+
+    def __str__(self):
+        return self.missing or f"{self.version} for {' '.join(self.archs)}"
 
     @staticmethod
     def _digits(arch):
         return arch.removesuffix("+PTX").replace(".", "")
+
+    def object(self):
+        """Named after the compiler and its flags, as the folder of the other objects is."""
+        key = hashlib.sha256(shlex.join([self.version, *self.flags]).encode()).hexdigest()[:12]
+        return Path("build", f"objects-cuda-{key}", "launch.o")
 
     def compile(self, built):
         """What ptxas says about registers and spills goes to a file beside the object."""
@@ -91,7 +107,7 @@ class Cuda:
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         built.with_suffix(".log").write_text(done.stdout)
         if done.returncode:
-            raise SystemExit(f"{shlex.join(command)}\n{done.stdout}")
+            raise SystemExit(f"{shlex.join(command)}\n{done.stdout}\n{WITHOUT_CUDA}.")
 
     def link_flags(self):
         """The CUDA runtime, linked statically: it looks for the driver when it is first used, and not before."""
@@ -105,11 +121,19 @@ class Cuda:
         return [*(f"-L{path}" for path in found[:1]), "-lcudart_static", "-ldl", "-lrt"]
 
 
+def say(line):
+    print(f"fastdecode: {line}", flush=True)
+
+
 class BuildNative(build_ext):
     def build_extension(self, ext):
         if self.compiler.compiler_type != "unix":
             raise SystemExit("fastdecode is compiled with g++ or clang++, and this build found neither.")
         cuda = Cuda()
+        cuda_object = None if cuda.missing else cuda.object()
+        stale = cuda_object and (self.force or newer_group([CUDA_SOURCE, *ext.depends], str(cuda_object)))
+        if stale:  # said before the minutes that it takes; pip shows it with -v, and when a build fails
+            say(f"found {cuda.nvcc}: compiling the CUDA engine with {cuda} takes minutes; {WITHOUT_CUDA}")
         command = getattr(self.compiler, "compiler_so_cxx", self.compiler.compiler_so)
         # A build for two processors at once (macOS: -arch arm64 -arch x86_64) can only hold what both understand.
         is_x86 = platform.machine().lower() in ("x86_64", "amd64") and "arm64" not in command
@@ -133,20 +157,17 @@ class BuildNative(build_ext):
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = list(pool.map(compiled, sources))
         libraries = ["-pthread"]
-        if not cuda.missing:
-            key = hashlib.sha256(shlex.join([cuda.version, *cuda.flags]).encode()).hexdigest()[:12]
-            built = Path("build", f"objects-cuda-{key}", "launch.o")
-            if self.force or newer_group([CUDA_SOURCE, *ext.depends], str(built)):
-                cuda.compile(built)
-            objects.append(str(built))
+        if cuda_object:
+            if stale:
+                cuda.compile(cuda_object)
+            objects.append(str(cuda_object))
             libraries += cuda.link_flags()
         self.compiler.link_shared_object(
             objects, self.get_ext_fullpath(ext.name), extra_postargs=libraries, target_lang="c++"
         )
         name = os.popen(f"{shlex.quote(command[0])} --version").readline().strip() or command[0]
         sets = "baseline, avx2, avx512" if is_x86 else "baseline"
-        with_cuda = cuda.missing or f"{cuda.version} for {' '.join(cuda.archs)}"
-        print(f"fastdecode: compiler: {name}; instruction sets: {sets}; cuda: {with_cuda}", flush=True)
+        say(f"compiler: {name}; instruction sets: {sets}; cuda: {cuda}")
 
 
 setup(

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import fastdecode as fd
+from fastdecode import __main__ as cli
 from fastdecode import demo
 
 ROOT = Path(__file__).parent.parent
@@ -69,6 +70,15 @@ def test_the_demo_asks_for_what_its_extra_installs():
     extra = [re.match(r"[\w-]+", text).group() for text in project()["project"]["optional-dependencies"]["demo"]]
     plot = ("matplotlib",)
     assert sorted(extra) == sorted(demo.SHOWING + demo.READING_GGUF + plot)
+
+
+def test_the_classifiers_name_the_pythons_that_wheels_are_built_for():
+    metadata = project()
+    named = re.findall(r"Python :: (3\.\d+)", " ".join(metadata["project"]["classifiers"]))
+    built = re.findall(r"cp3(\d+)-", metadata["tool"]["cibuildwheel"]["build"])
+    assert named == [f"3.{minor}" for minor in built]
+    assert metadata["project"]["requires-python"] == f">={named[0]}"
+    assert metadata["project"]["scripts"] == {"fastdecode": "fastdecode.__main__:command"} and callable(cli.command)
 
 
 def test_the_program_that_the_type_checker_reads_runs(tmp_path):
@@ -150,6 +160,79 @@ def test_cuda_that_is_asked_for_must_be_there(stand_in):
     built_in_place(stand_in, FASTDECODE_CUDA="", CUDA_HOME="", PATH="/usr/bin:/bin")
 
 
+# What setup.py asks nvcc, and a compiler of nothing; the CUDA runtime that is linked is an empty archive.
+NVCC = """#!/bin/sh
+case "$*" in
+  --list-gpu-arch) printf 'compute_80\\ncompute_90\\n' ;;
+  --version) echo 'Cuda compilation tools, release 99.1, V99.1.2' ;;
+  --dryrun*) echo "#$ TOP={folder}" >&2 ;;
+  *{fails}*) echo 'error: unsupported GNU version' >&2; exit 1 ;;
+  *) for last; do :; done; echo 'void fd_cuda() {}' | c++ -x c++ -fPIC -c - -o "$last" ;;
+esac
+"""
+
+
+def with_nvcc(tree: Path, fails: str = "nothing") -> dict[str, str]:
+    """A stand-in for the CUDA toolkit in this tree; the environment in which a build finds it."""
+    home = tree / "toolkit"
+    for folder in ("bin", "lib64"):
+        (home / folder).mkdir(parents=True, exist_ok=True)
+    (home / "lib64" / "libcudart_static.a").write_text("!<arch>\n")
+    (home / "bin" / "nvcc").write_text(NVCC.replace("{folder}", str(home)).replace("{fails}", fails))
+    (home / "bin" / "nvcc").chmod(0o755)
+    (tree / "csrc" / "cuda").mkdir(exist_ok=True)
+    (tree / "csrc" / "cuda" / "launch.cu").write_text("")
+    return {"CUDA_HOME": str(home), "PATH": "/usr/bin:/bin", "TORCH_CUDA_ARCH_LIST": ""}
+
+
+FOUND = r"^fastdecode: found \S+/nvcc: compiling the CUDA engine with 99\.1 for 8\.0 9\.0\+PTX takes minutes; FASTDECODE_CUDA=0 builds without"
+
+
+@ON_LINUX
+@pytest.mark.skipif(bool(shutil.which("nvcc", path="/usr/bin:/bin")), reason="nvcc is where the compiler is")
+def test_the_build_says_what_takes_minutes_before_it_begins(stand_in):
+    command = (sys.executable, "setup.py", "-q", "build_ext", "--inplace")
+    environment = with_nvcc(stand_in, fails="launch.cu")
+    with pytest.raises(AssertionError) as failed:
+        run(*command, cwd=stand_in, **environment)
+    said, _, after = str(failed.value).partition("error: unsupported GNU version")
+    assert re.search(FOUND, said, re.MULTILINE) and "FASTDECODE_CUDA=0 builds without" in after
+    environment = with_nvcc(stand_in)
+    printed = run(*command, cwd=stand_in, **environment)
+    assert re.search(FOUND, printed, re.MULTILINE) and "cuda: 99.1 for 8.0 9.0+PTX" in printed
+    assert "takes minutes" not in run(*command, cwd=stand_in, **environment), "nothing is compiled now"
+    (stand_in / "toolkit/bin/nvcc").write_text("#!/bin/sh\necho 'no such option' >&2; exit 1\n")
+    with pytest.raises(
+        AssertionError, match=r"nvcc --list-gpu-arch fails; FASTDECODE_CUDA=0 builds without.*no such option"
+    ):
+        run(*command, cwd=stand_in, **environment)
+
+
+@ON_LINUX
+@pytest.mark.skipif(bool(shutil.which("nvcc", path="/usr/bin:/bin")), reason="nvcc is where the compiler is")
+def test_what_pip_shows_of_it(stand_in):
+    """pip hides what a build prints, unless it is asked to, or the build fails; CONTRIBUTING.md says so."""
+    pip = (
+        sys.executable,
+        "-m",
+        "pip",
+        "--disable-pip-version-check",
+        "wheel",
+        ".",
+        "--no-deps",
+        "--no-build-isolation",
+    )
+    for package in project()["tool"]["setuptools"]["packages"]:
+        (stand_in / package.replace(".", "/")).mkdir(exist_ok=True)
+    environment = with_nvcc(stand_in)
+    assert "takes minutes" not in run(*pip, "-w", stand_in / "quiet", cwd=stand_in, **environment)
+    shutil.rmtree(stand_in / "build")
+    assert "takes minutes; FASTDECODE_CUDA=0" in run(*pip, "-v", "-w", stand_in / "told", cwd=stand_in, **environment)
+    shutil.rmtree(stand_in / "build")
+    with pytest.raises(AssertionError, match=r"(?s)takes minutes; FASTDECODE_CUDA=0.*unsupported GNU version"):
+        run(*pip, "-w", stand_in / "failed", cwd=stand_in, **with_nvcc(stand_in, fails="launch.cu"))
+
+
 # ---- what is shipped -------------------------------------------------------------------------------------------------
 
 
@@ -210,6 +293,9 @@ def test_the_installed_wheel_passes_its_self_test(shipped):
     printed = run(sys.executable, "-m", "fastdecode", cwd=shipped, PYTHONPATH=str(shipped / "site"))
     assert str(shipped / "site" / "fastdecode") in printed, "another copy ran"
     assert "all self-tests passed" in printed and re.search(r"^  cpu +ok$", printed, re.MULTILINE)
+    script = shipped / "site" / "bin" / "fastdecode"
+    printed = run(script, "--version", cwd=shipped, PYTHONPATH=str(shipped / "site"))
+    assert printed == f"fastdecode {fd.__version__}\n"
 
 
 @ON_LINUX
