@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from . import dispatch, reference
-from .soft import SoftTokens, described
+from .arguments import described
+from .soft import SoftTokens
 
 
 def soft_embedding(soft: SoftTokens, weight: torch.Tensor) -> torch.Tensor:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NoReturn
 
 import torch
 
+from .arguments import described
 from .rules import COLDEST, DRAW, FIELDS, HOTTEST, Cut, Parameter, Rule, temperature
 
 
@@ -15,6 +17,9 @@ class Plan:
 
     A temperature divides the logits for every rule after it and for the draw; several temperatures multiply. Per-row
     tensors are copied when the plan is made. A plan with no rule is the plain softmax. Make one with `fastdecode.plan`.
+
+    `plan + rule` and `plan + plan` are longer plans. Two plans are equal if their rules are, with values for each row compared
+    one by one (on a GPU, that reads them back).
     """
 
     __slots__ = ("rules", "cuts", "rows", "_packed", "_packed_at")
@@ -23,7 +28,7 @@ class Plan:
         self.rules: tuple[Rule, ...] = tuple(rules)
         for rule in self.rules:
             if not isinstance(rule, Rule):
-                raise TypeError(f"plan() takes rules such as fastdecode.min_p(0.05); got {rule!r}.")
+                raise TypeError(f"plan() takes rules such as fastdecode.min_p(0.05); got {_not_a_rule(rule)}.")
         self.cuts: tuple[Cut, ...] = _with_temperatures(self.rules)
         self.rows: int | None = _common_rows(self.rules, self.cuts)
         self._packed: dict[torch.device, torch.Tensor] = {}
@@ -32,9 +37,24 @@ class Plan:
     def __repr__(self) -> str:
         return f"plan({', '.join(map(repr, self.rules))})"
 
-    def __add__(self, other: Plan) -> Plan:
-        """The rules of this plan, then those of the other."""
-        return Plan(self.rules + other.rules)
+    def __add__(self, other: Plan | Rule) -> Plan:
+        """The rules of this plan, then those of the other, or one more."""
+        if isinstance(other, Rule):
+            return Plan((*self.rules, other))
+        return Plan(self.rules + other.rules) if isinstance(other, Plan) else NotImplemented
+
+    def __eq__(self, other: object) -> bool:
+        return self.rules == other.rules if isinstance(other, Plan) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.rules)
+
+    def __call__(self, *_: object, **__: object) -> NoReturn:
+        """A plan is no function. This says so, above all to those who put one into `logits_processor=[...]`."""
+        raise TypeError(
+            "a plan cannot be called: call fastdecode.truncate(logits, plan) or fastdecode.sample(logits, plan); in "
+            "logits_processor=[...], pass fastdecode.hf.FusedLogitsProcessor(plan)."
+        )
 
     def packed(self, device: torch.device) -> torch.Tensor:
         """The cuts as a float32 tensor [B or 1, number of cuts, number of fields]; the last one is the draw."""
@@ -68,9 +88,34 @@ def plan(*rules: Rule | Iterable[Rule]) -> Plan:
         ValueError: two parameters hold different numbers of rows.
     """
     chain: Iterable[Any] = rules  # of rules; Plan says so if it is not
-    if len(rules) == 1 and not isinstance(rules[0], Rule) and isinstance(rules[0], Iterable):
+    if len(rules) == 1 and isinstance(rules[0], Iterable) and not isinstance(rules[0], (Rule, str, bytes, Mapping)):
         chain = rules[0]
     return Plan(chain)
+
+
+PlanLike = (
+    Plan | Rule | Sequence[Rule]
+)  # what may stand where a plan is asked for; a plan that was made once is quicker
+
+
+def as_plan(value: Any) -> Plan:
+    """A plan as it is, or the plan of a rule or of several."""
+    if isinstance(value, Plan):
+        return value
+    if isinstance(value, Rule):
+        return Plan((value,))
+    if isinstance(value, (list, tuple)) and all(isinstance(rule, Rule) for rule in value):
+        return Plan(value)
+    raise TypeError(
+        "plan must be made with fastdecode.plan(...), or be one rule such as fastdecode.min_p(0.05), or a list of rules; got "
+        f"{_not_a_rule(value)}."
+    )
+
+
+def _not_a_rule(value: Any) -> str:
+    if inspect.isfunction(value):
+        return f"the function {value.__name__}: call it with its parameter"
+    return described(value)
 
 
 def _with_temperatures(rules: tuple[Rule, ...]) -> tuple[Cut, ...]:

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, Literal, get_args
 
+import numpy as np
 import torch
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    Array = TypeVar("Array", torch.Tensor, np.ndarray[Any, Any], default=torch.Tensor)
+else:
+    from typing import TypeVar
+
+    Array = TypeVar("Array")
 
 # Sample.status
 OK = 0
 NAN = 1  # the row holds a NaN
 EMPTY = 2  # the row holds nothing that could be sampled: every logit is -inf
 
-NOISES = ("none", "gumbel", "dirichlet", "multi")  # of soft tokens; their places are the codes that engines know
+Noise = Literal["none", "gumbel", "dirichlet", "multi"]  # of soft tokens
+NOISES: tuple[Noise, ...] = get_args(Noise)  # their places are the codes that engines know
 
-STATISTICS = ("raw_logprobs", "entropy", "kept_mass", "max_prob", "margin")
+Statistic = Literal["raw_logprobs", "entropy", "kept_mass", "max_prob", "margin"]
+STATISTICS: tuple[Statistic, ...] = get_args(Statistic)
+Statistics = bool | Statistic | Sequence[Statistic]  # which of them a caller wants: all, none, one or some
 
 
 @dataclass(slots=True, eq=False)  # not frozen: that makes an object four times as slow to make
@@ -74,25 +89,25 @@ class Mixing:
 
 
 @dataclass(slots=True, eq=False)  # not frozen: that makes an object four times as slow to make
-class Sample:
+class Sample(Generic[Array]):
     """Drawn tokens and what is known about them. Log-probabilities and entropies are in nats, float32.
+
+    The fields are tensors, or numpy arrays where the logits were one.
 
     With `num_samples=n`, tokens, logprobs and raw_logprobs are [B, n], otherwise [B]; for logits [V] the batch dimension is
     gone everywhere. Fields that were not asked for are None. In a row whose status is not 0, tokens and ids are -1, kept is
     0 and all other fields are NaN.
     """
 
-    tokens: torch.Tensor  # int64
-    logprobs: torch.Tensor  # ln q(token): the distribution sampled from, after temperature and truncation
-    kept: torch.Tensor  # int64 [B]: how many tokens survived the plan
-    status: torch.Tensor  # uint8 [B]: 0 = fine, STATUS_NAN, STATUS_EMPTY
-    raw_logprobs: torch.Tensor | None = None  # ln p(token) at temperature 1, before any rule
-    entropy: torch.Tensor | None = None  # [B]: of the full vocabulary, after temperature, before truncation
-    kept_mass: torch.Tensor | None = None  # [B]: the survivors' share of that same distribution
-    max_prob: torch.Tensor | None = None  # [B]: its largest probability
-    margin: torch.Tensor | None = None  # [B]: its largest less its second largest probability
-    top_logprobs: torch.Tensor | None = (
-        None  # [B, n]: the n largest ln p at temperature 1, before any rule, largest first
-    )
-    top_ids: torch.Tensor | None = None  # int64 [B, n]: their ids; lower id first on ties
-    logprobs_of: torch.Tensor | None = None  # [B, n]: ln p of the ids asked for, at temperature 1, before any rule
+    tokens: Array  # int64
+    logprobs: Array  # ln q(token): the distribution sampled from, after temperature and truncation
+    kept: Array  # int64 [B]: how many tokens survived the plan
+    status: Array  # uint8 [B]: 0 = fine, STATUS_NAN, STATUS_EMPTY
+    raw_logprobs: Array | None = None  # ln p(token) at temperature 1, before any rule
+    entropy: Array | None = None  # [B]: of the full vocabulary, after temperature, before truncation
+    kept_mass: Array | None = None  # [B]: the survivors' share of that same distribution
+    max_prob: Array | None = None  # [B]: its largest probability
+    margin: Array | None = None  # [B]: its largest less its second largest probability
+    top_logprobs: Array | None = None  # [B, n]: the n largest ln p at temperature 1, before any rule, largest first
+    top_ids: Array | None = None  # int64 [B, n]: their ids; lower id first on ties
+    logprobs_of: Array | None = None  # [B, n]: ln p of the ids asked for, at temperature 1, before any rule

@@ -20,10 +20,14 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal, NoReturn, get_args
 
+import numpy as np
 import torch
+
+from .arguments import described
 
 FLOOR, PREFIX, DRAW = 0, 1, 2  # kind; DRAW closes a packed plan and holds the temperature of the draw alone
 BY_LOGIT, BY_TYPICALITY = 0, 1  # order
@@ -40,7 +44,11 @@ FLOAT32_MAX = torch.finfo(torch.float32).max
 # that was done. At or below these (of a float16 row, of another), a logit counts as masked where numbers themselves are added up.
 MASKED_FLOAT16, MASKED = torch.finfo(torch.float16).min, torch.finfo(torch.bfloat16).min
 
-Parameter = float | torch.Tensor
+Parameter = float | torch.Tensor  # in a cut
+Values = (  # of a rule's parameter, as a caller may give them: one number, or one for each row
+    float | np.floating[Any] | np.integer[Any] | Sequence[float] | np.ndarray[Any, Any] | torch.Tensor
+)
+Variant = Literal["paper", "hf"]  # of top_h
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +84,10 @@ FIELDS = tuple(field.name for field in fields(Cut))
 
 @dataclass(frozen=True, eq=False)
 class Rule:
-    """A name and arguments for `repr`, and what they mean: cuts, or one temperature."""
+    """A name and arguments for `repr`, and what they mean: cuts, or one temperature.
+
+    Rules are equal if they have the same name, options and values. Comparing values for each row reads them back from a GPU.
+    """
 
     name: str
     arguments: tuple[Any, ...]
@@ -84,12 +95,36 @@ class Rule:
     cuts: tuple[Cut, ...] = ()
     temperature: Parameter | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "arguments", tuple(map(plain, self.arguments)))
+
     def __repr__(self) -> str:
         shown = [_show(a) for a in self.arguments] + [f"{k}={_show(v)}" for k, v in self.options]
         return f"{self.name}({', '.join(shown)})"
 
+    def _values(self) -> list[Parameter | None]:
+        return [self.temperature, *(value for cut in self.cuts for value in vars(cut).values())]
 
-def temperature(t: Parameter) -> Rule:
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Rule):
+            return NotImplemented
+        ours, theirs = self._values(), other._values()
+        alike = (self.name, self.options, len(ours)) == (other.name, other.options, len(theirs))
+        return alike and all(map(_equal, ours, theirs))
+
+    def __hash__(self) -> int:
+        values = [len(value) if isinstance(value, torch.Tensor) else value for value in self._values()]
+        return hash((self.name, self.options, *values))
+
+    def __call__(self, *_: object, **__: object) -> NoReturn:
+        """A rule is no function of logits. This says so, and what is."""
+        raise TypeError(
+            "a rule cannot be called: call fastdecode.truncate(logits, plan) or fastdecode.sample(logits, plan); in "
+            "logits_processor=[...], pass fastdecode.hf.FusedLogitsProcessor(fastdecode.plan(rule))."
+        )
+
+
+def temperature(t: Values) -> Rule:
     """Divide the logits by `t` from here on.
 
     Args:
@@ -100,58 +135,61 @@ def temperature(t: Parameter) -> Rule:
     return Rule("temperature", (t,), temperature=_checked("temperature", t, 0.0, FLOAT32_MAX, "[]"))
 
 
-def top_k(k: Parameter, min_tokens_to_keep: int = 1) -> Rule:
+def top_k(k: Values, min_tokens_to_keep: int = 1) -> Rule:
     """Keep the `k` largest logits, and every token that ties with the k-th.
 
+    So `top_k(1)` keeps every token that ties for the maximum, and draws among them. `temperature(0)` is greedy: it takes the
+    lowest id of them.
+
     Args:
-        k: whole number >= 0, or a [B] tensor; 0 switches the rule off.
+        k: whole number >= 0, or one for each row; 0 switches the rule off.
         min_tokens_to_keep: keep at least so many tokens.
     """
-    need = _off_at(_checked("top_k", k, 0, math.inf, "[)", whole=True), 0.0, math.inf)
+    need = _off_at(_checked("top_k", k, 0, math.inf, "[)", whole=True, off=0), 0.0, math.inf)
     cut = Cut(PREFIX, measure=COUNT, need=need, keep=_keep(min_tokens_to_keep))
     return Rule("top_k", (k,), _option(min_tokens_to_keep), (cut,))
 
 
-def top_p(p: Parameter, min_tokens_to_keep: int = 1) -> Rule:
+def top_p(p: Values, min_tokens_to_keep: int = 1) -> Rule:
     """Keep the smallest set of most probable tokens whose mass reaches `p`; the token that crosses is kept (arXiv 1904.09751).
 
     Args:
-        p: in (0, 1], or a [B] tensor; 1 switches the rule off.
+        p: in (0, 1], or one for each row; 1 switches the rule off.
         min_tokens_to_keep: keep at least so many tokens.
     """
-    need = _off_at(_checked("top_p", p, 0.0, 1.0, "(]"), 1.0, math.inf)
+    need = _off_at(_checked("top_p", p, 0.0, 1.0, "(]", off=1), 1.0, math.inf)
     cut = Cut(PREFIX, measure=MASS, need=need, keep=_keep(min_tokens_to_keep))
     return Rule("top_p", (p,), _option(min_tokens_to_keep), (cut,))
 
 
-def min_p(p: Parameter, min_tokens_to_keep: int = 1) -> Rule:
+def min_p(p: Values, min_tokens_to_keep: int = 1) -> Rule:
     """Keep tokens at least `p` times as probable as the most probable one (arXiv 2407.01082).
 
     Args:
-        p: in [0, 1], or a [B] tensor; 0 switches the rule off. Usual values: 0.05 to 0.1.
+        p: in [0, 1], or one for each row; 0 switches the rule off. Usual values: 0.05 to 0.1.
         min_tokens_to_keep: keep at least so many tokens.
     """
-    offset = _log(_checked("min_p", p, 0.0, 1.0, "[]"))
+    offset = _log(_checked("min_p", p, 0.0, 1.0, "[]", off=0))
     return Rule(
         "min_p", (p,), _option(min_tokens_to_keep), (Cut(FLOOR, offset=offset, keep=_keep(min_tokens_to_keep)),)
     )
 
 
-def typical_p(mass: Parameter, min_tokens_to_keep: int = 1) -> Rule:
+def typical_p(mass: Values, min_tokens_to_keep: int = 1) -> Rule:
     """Locally typical sampling: keep the tokens whose surprisal is nearest to the entropy until their mass reaches `mass`.
 
     The token that crosses is kept; the most probable token may go (arXiv 2202.00666).
 
     Args:
-        mass: in (0, 1], or a [B] tensor; 1 switches the rule off.
+        mass: in (0, 1], or one for each row; 1 switches the rule off.
         min_tokens_to_keep: keep at least so many tokens, the most typical ones.
     """
-    need = _off_at(_checked("typical_p", mass, 0.0, 1.0, "(]"), 1.0, math.inf)
+    need = _off_at(_checked("typical_p", mass, 0.0, 1.0, "(]", off=1), 1.0, math.inf)
     cut = Cut(PREFIX, order=BY_TYPICALITY, measure=MASS, need=need, keep=_keep(min_tokens_to_keep))
     return Rule("typical_p", (mass,), _option(min_tokens_to_keep), (cut,))
 
 
-def top_h(alpha: Parameter, variant: str = "paper") -> Rule:
+def top_h(alpha: Values, variant: Variant = "paper") -> Rule:
     """Top-H: keep the longest prefix of most probable tokens whose entropy stays within a share of the whole (arXiv 2509.02510).
 
     `variant="paper"`: H(q) <= alpha * H(p), with q the renormalised prefix and p all survivors.
@@ -163,41 +201,41 @@ def top_h(alpha: Parameter, variant: str = "paper") -> Rule:
     Args:
         alpha: in (0, 1], or a [B] tensor. Usual value: 0.4.
     """
-    if variant not in ("paper", "hf"):
-        raise ValueError(f"top_h's variant must be 'paper' or 'hf'; got {variant!r}.")
-    need = _checked("top_h", alpha, 0.0, 1.0, "(]")
+    if variant not in get_args(Variant):
+        raise ValueError(f"top_h's variant must be 'paper' or 'hf'; got {described(variant)}.")
+    need = _checked("top_h", alpha, 0.0, 1.0, "(]", off=1 if variant == "paper" else None)
     if variant == "paper":
-        cut = Cut(PREFIX, measure=ENTROPY, stop=STOP_BEFORE, need=need)
+        cut = Cut(PREFIX, measure=ENTROPY, stop=STOP_BEFORE, need=_off_at(need, 1.0, math.inf))
     else:
         cut = Cut(PREFIX, measure=SURPRISAL, stop=STOP_BEFORE, need=need, within=100.0)
     return Rule("top_h", (alpha,), () if variant == "paper" else (("variant", variant),), (cut,))
 
 
-def epsilon_cutoff(e: Parameter, min_tokens_to_keep: int = 1) -> Rule:
+def epsilon_cutoff(e: Values, min_tokens_to_keep: int = 1) -> Rule:
     """Keep tokens of probability at least `e` (arXiv 2210.15191).
 
     Args:
-        e: in [0, 1), or a [B] tensor; 0 switches the rule off. Usual values: 3e-4 to 9e-4.
+        e: in [0, 1), or one for each row; 0 switches the rule off. Usual values: 3e-4 to 9e-4.
         min_tokens_to_keep: keep at least so many tokens.
     """
-    offset = _log(_checked("epsilon_cutoff", e, 0.0, 1.0, "[)"))
+    offset = _log(_checked("epsilon_cutoff", e, 0.0, 1.0, "[)", off=0))
     cut = Cut(FLOOR, w_lse=1.0, offset=offset, keep=_keep(min_tokens_to_keep))
     return Rule("epsilon_cutoff", (e,), _option(min_tokens_to_keep), (cut,))
 
 
-def eta_cutoff(e: Parameter, min_tokens_to_keep: int = 1) -> Rule:
+def eta_cutoff(e: Values, min_tokens_to_keep: int = 1) -> Rule:
     """Keep tokens of probability at least min(e, sqrt(e) * exp(-H)), H the entropy in nats (arXiv 2210.15191).
 
     Args:
-        e: in [0, 1), or a [B] tensor; 0 switches the rule off. Usual values: 3e-4 to 4e-3.
+        e: in [0, 1), or one for each row; 0 switches the rule off. Usual values: 3e-4 to 4e-3.
         min_tokens_to_keep: keep at least so many tokens.
     """
-    offset = _log(_checked("eta_cutoff", e, 0.0, 1.0, "[)"))
+    offset = _log(_checked("eta_cutoff", e, 0.0, 1.0, "[)", off=0))
     cut = Cut(FLOOR, w_lse=1.0, offset=offset, offset_h=offset / 2, keep=_keep(min_tokens_to_keep))
     return Rule("eta_cutoff", (e,), _option(min_tokens_to_keep), (cut,))
 
 
-def top_n_sigma(n: Parameter) -> Rule:
+def top_n_sigma(n: Values) -> Rule:
     """Keep logits within `n` standard deviations of the largest (arXiv 2411.07641).
 
     The standard deviation is the sample one (n - 1) over the survivors' finite logits, so a mask of -inf does not switch the
@@ -205,19 +243,21 @@ def top_n_sigma(n: Parameter) -> Rule:
     unless all are such.
 
     Args:
-        n: number > 0, or a [B] tensor. Usual value: 1.
+        n: number > 0, or one for each row; inf switches the rule off. Usual value: 1.
     """
-    checked = _checked("top_n_sigma", n, 0.0, math.inf, "()")
-    return Rule("top_n_sigma", (n,), cuts=(Cut(FLOOR, w_sd=-checked),))
+    checked = _checked("top_n_sigma", n, 0.0, math.inf, "(]", off=math.inf)
+    # An infinite number of deviations that are 0 would be no number, so the offset switches it off, as in other floors.
+    cut = Cut(FLOOR, w_sd=-_off_at(checked, math.inf, 0.0), offset=_where(checked, math.inf, -math.inf, 0.0))
+    return Rule("top_n_sigma", (n,), cuts=(cut,))
 
 
-def top_a(a: Parameter) -> Rule:
+def top_a(a: Values) -> Rule:
     """Keep tokens of probability at least `a` times the square of the largest probability.
 
     Args:
-        a: in [0, 1], or a [B] tensor; 0 switches the rule off. Usual value: 0.2.
+        a: in [0, 1], or one for each row; 0 switches the rule off. Usual value: 0.2.
     """
-    return Rule("top_a", (a,), cuts=(Cut(FLOOR, w_lse=-1.0, offset=_log(_checked("top_a", a, 0.0, 1.0, "[]"))),))
+    return Rule("top_a", (a,), cuts=(Cut(FLOOR, w_lse=-1.0, offset=_log(_checked("top_a", a, 0.0, 1.0, "[]", off=0))),))
 
 
 def p_less() -> Rule:
@@ -231,50 +271,77 @@ RULES = (temperature, top_h, top_k, top_p, min_p, typical_p, epsilon_cutoff, eta
 # ---- parameters ----------------------------------------------------------------------------------------------------
 
 
-def _checked(name: str, given: Any, low: float, high: float, ends: str, whole: bool = False) -> Parameter:
-    """`given` as a float or a [B] float32 tensor, inside the interval whose ends are open or closed as `ends` says.
+def _checked(
+    name: str, given: Any, low: float, high: float, ends: str, whole: bool = False, off: float | None = None
+) -> Parameter:
+    """`given` as a float or a [B] float32 tensor, inside the interval whose ends are open or closed as `ends` says. The value
+    that switches the rule `off` is allowed even if it is infinite.
 
     A tensor on a GPU is not read back to check its range: that would cost a device synchronisation.
     """
     number = "a whole number" if whole else "a number"
-    interval = f"{ends[0]}{low:g}, {high:g}{ends[1]}" if high < math.inf else f"{ends[0]}{low:g}, inf)"
-    expected = f"{name} must be {number} in {interval}, or a 1-D tensor of them, one for each row"
+    closed = "]" if off == math.inf else ")"
+    interval = f"{ends[0]}{low:g}, {high:g}{ends[1]}" if high < math.inf else f"{ends[0]}{low:g}, inf{closed}"
+    switch = "" if off is None else f" ({off:g} is off)"
+    expected = f"{name} must be {number} in {interval}{switch}, or one for each row: a list, or a 1-D tensor or array"
+    values = plain(given)
     checked: Parameter
     probe: torch.Tensor | None
-    if isinstance(given, numbers.Real) and not isinstance(given, bool):
-        checked, probe = float(given), torch.tensor([float(given)], dtype=torch.float64, device="cpu")
-    elif isinstance(given, torch.Tensor) and given.ndim == 1 and given.dtype != torch.bool and not given.is_complex():
-        checked = given.detach().to(torch.float32, copy=True)
-        probe = given.detach().double() if given.device.type == "cpu" else None
+    if isinstance(values, numbers.Real) and not isinstance(values, bool):
+        checked, probe = float(values), torch.tensor([float(values)], dtype=torch.float64, device="cpu")
+    elif (
+        isinstance(values, torch.Tensor) and values.ndim == 1 and values.dtype != torch.bool and not values.is_complex()
+    ):
+        checked = values.detach().to(torch.float32, copy=True)
+        probe = values.detach().double() if values.device.type == "cpu" else None
     else:
-        raise ValueError(f"{expected}; got {_describe(given)}.")
+        raise ValueError(f"{expected}; got {described(given)}{_if_logits(given)}.")
     if probe is not None:
         inside = (probe >= low if ends[0] == "[" else probe > low) & (probe <= high if ends[1] == "]" else probe < high)
-        inside &= torch.isfinite(probe)
+        inside &= torch.isfinite(probe) if off is None else torch.isfinite(probe) | (probe == off)
         if whole:
             inside &= probe == probe.round()
         if not bool(inside.all()):
-            raise ValueError(f"{expected}; got {_describe(given, probe[~inside])}.")
+            outside = probe[~inside][0].item()
+            got = repr(values) if isinstance(checked, float) else f"a {_kind(given)} with {outside:g}"
+            raise ValueError(f"{expected}; got {got}.")
     return checked
 
 
-def _describe(given: Any, outside: torch.Tensor | None = None) -> str:
-    if isinstance(given, torch.Tensor):
-        if outside is not None:
-            return f"a tensor with {outside[0].item():g}"
-        return f"a {given.dtype} tensor of shape {list(given.shape)}"
-    return repr(given)
+def plain(given: Any) -> Any:
+    """A single number as Python has it, and numbers for each row as a tensor; everything else as it is."""
+    if isinstance(given, (torch.Tensor, np.ndarray, np.generic)) and given.ndim == 0:
+        return given.item()
+    if isinstance(given, np.ndarray) and given.ndim == 1 and given.dtype.kind in "iuf":
+        return torch.from_numpy(given.astype(np.float64))
+    if isinstance(given, (list, tuple)):
+        values = [plain(value) for value in given]
+        if all(isinstance(value, numbers.Real) and not isinstance(value, bool) for value in values):
+            return torch.tensor([float(value) for value in values], dtype=torch.float64, device="cpu")
+    return given
+
+
+def _kind(given: Any) -> str:
+    return "tensor" if isinstance(given, torch.Tensor) else "numpy array" if isinstance(given, np.ndarray) else "list"
+
+
+def _if_logits(given: Any) -> str:
+    if isinstance(given, (torch.Tensor, np.ndarray)) and given.ndim > 1:
+        return (
+            ": to apply the rule to logits, call fastdecode.truncate(logits, plan) or fastdecode.sample(logits, plan)"
+        )
+    return ""
 
 
 def _keep(min_tokens_to_keep: int) -> float:
     whole = isinstance(min_tokens_to_keep, numbers.Integral) and not isinstance(min_tokens_to_keep, bool)
     if not whole or min_tokens_to_keep < 1:
-        raise ValueError(f"min_tokens_to_keep must be a whole number >= 1; got {min_tokens_to_keep!r}.")
+        raise ValueError(f"min_tokens_to_keep must be a whole number >= 1; got {described(min_tokens_to_keep)}.")
     return float(min_tokens_to_keep)
 
 
 def _option(min_tokens_to_keep: int) -> tuple[tuple[str, int], ...]:
-    return () if min_tokens_to_keep == 1 else (("min_tokens_to_keep", min_tokens_to_keep),)
+    return () if min_tokens_to_keep == 1 else (("min_tokens_to_keep", plain(min_tokens_to_keep)),)
 
 
 def _log(p: Parameter) -> Parameter:
@@ -284,9 +351,20 @@ def _log(p: Parameter) -> Parameter:
 
 
 def _off_at(value: Parameter, off: float, then: float) -> Parameter:
+    return _where(value, off, then, value)
+
+
+def _where(value: Parameter, number: float, then: float, otherwise: Parameter) -> Parameter:
+    """`then` where the value is this number, and elsewhere `otherwise`."""
     if isinstance(value, torch.Tensor):
-        return torch.where(value == off, then, value)
-    return then if value == off else value
+        return torch.where(value == number, then, otherwise).to(value.dtype)
+    return then if value == number else otherwise
+
+
+def _equal(a: Parameter | None, b: Parameter | None) -> bool:
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return torch.equal(a.cpu(), b.cpu())
+    return not isinstance(a, torch.Tensor) and not isinstance(b, torch.Tensor) and a == b
 
 
 def _is(value: Parameter, number: float) -> bool:

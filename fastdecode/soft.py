@@ -16,16 +16,19 @@ where the candidates are not the row's largest logits (a typicality cut, or `top
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NoReturn
 
+import numpy as np
 import torch
 
-from . import dispatch, mixture, ops, philox, reference
-from .plan import Plan, plan
-from .record import NOISES, OK, Draw, Mixing, Wanted
-from .rules import BY_LOGIT
+from . import arguments, dispatch, mixture, philox, reference
+from .arguments import described
+from .ops import Coordinates
+from .plan import PlanLike, as_plan, plan
+from .record import NOISES, OK, Mixing, Noise, Wanted
+from .rules import BY_LOGIT, Values, plain
 
 _SOFTMAX = plan()
 _ENTROPY = frozenset(["entropy"])
@@ -50,26 +53,27 @@ class SoftTokens:
     log_pi: torch.Tensor  # [B, M]: ln pi; for multi and in ordinary rows ln of the share among all survivors
     noise: torch.Tensor  # [B, M]: gumbel: g; dirichlet: ln y, which does not underflow; multi: how often drawn; else 0
     logprobs: torch.Tensor  # [B]: see `soft_logprobs`
-    how: tuple[str, float]  # the kind of noise, and its scale or gamma
+    how: tuple[Noise, float]  # the kind of noise, and its scale or gamma
 
 
 def soft_tokens(
     logits: torch.Tensor,
-    plan: Plan | None = None,
+    plan: PlanLike | None = None,
     *,
-    noise: str = "gumbel",
-    tau: float | torch.Tensor = 0.5,
+    noise: Noise = "gumbel",
+    tau: Values = 0.5,
     top_m: int | None = 5,
     gamma: float = 4.0,
     k: int = 3,
     scale: float = 1.0,
-    seed: int | torch.Tensor | None = None,
-    step: int | torch.Tensor = 0,
-    streams: int | torch.Tensor | None = None,
-    soft_rows: torch.Tensor | None = None,
+    seed: Coordinates | None = None,
+    step: Coordinates = 0,
+    streams: Coordinates | None = None,
+    soft_rows: torch.Tensor | Sequence[bool] | None = None,
     straight_through: bool = False,
     vocab_limit: int | None = None,
     check: bool = False,
+    **unknown: NoReturn,
 ) -> SoftTokens:
     """A mixture of tokens for each row; the top of this file has the formulas.
 
@@ -78,9 +82,9 @@ def soft_tokens(
 
     Args:
         logits: [B, V] or [V]; float32, float16, bfloat16, or float64, which always runs on the reference.
-        plan: made with `fastdecode.plan`; None is the plain softmax.
+        plan: made with `fastdecode.plan`, or a rule, or a list of rules; None is the plain softmax.
         noise: "none", "gumbel", "dirichlet" or "multi".
-        tau: for gumbel; above 0, a number or one for each row, [B]. Near 0 the mixtures become single tokens.
+        tau: for gumbel; above 0, a number or one for each row. Near 0 the mixtures become single tokens.
         top_m: how many survivors take part; None: all. Not for multi, which draws from all.
         gamma: for dirichlet: the concentration, above 0. Larger is nearer to pi.
         k: for multi: how many draws.
@@ -94,47 +98,46 @@ def soft_tokens(
     Raises:
         TypeError, ValueError: an argument is not as described, or `check=True` and a row holds a NaN or nothing to sample.
     """
+    if unknown:
+        arguments.refuse_unknown(soft_tokens, unknown)
     rows = _rows(logits)
     (batch, vocab), device = rows.shape, rows.device
-    plan = _SOFTMAX if plan is None else plan
-    cuts = ops._cuts(plan, batch, device)
-    limit = vocab if vocab_limit is None else ops._count("vocab_limit", vocab_limit, 1, vocab)
+    chain = _SOFTMAX if plan is None else as_plan(plan)
+    cuts = arguments.cuts(chain, rows)
+    limit = vocab if vocab_limit is None else arguments.count("vocab_limit", vocab_limit, 1, vocab)
     if noise not in NOISES:
-        raise ValueError(f"noise must be one of {', '.join(NOISES)}; got {noise!r}.")
+        raise ValueError(f"noise must be one of {', '.join(NOISES)}; got {described(noise)}.")
     if straight_through and noise == "multi":
         raise ValueError("straight_through needs weights with a gradient, and multi has none; use logprobs instead.")
-    width = None if top_m is None else min(ops._count("top_m", top_m, 1, 2**31), limit)
+    width = None if top_m is None else min(arguments.count("top_m", top_m, 1, 2**31), limit)
     strength = _positive("scale", scale) if noise == "gumbel" else _positive("gamma", gamma)
     taus, some = _tau(tau, batch, device), _soft_rows(soft_rows, batch, device)
     mixing = Mixing(noise, strength, taus, some, straight_through)
-    draw = Draw(
-        ops._fresh_seed(rows) if seed is None else ops._coordinate("seed", seed, batch, -(2**63), 2**64, device),
-        ops._coordinate("step", step, batch, 0, 2**32, device),
-        None if streams is None else ops._streams(streams, batch, device),
-        ops._count("k", k, 1, 2**8) if noise == "multi" else 1,
-        limit,
-    )
+    times = arguments.count("k", k, 1, 2**8) if noise == "multi" else 1
+    draw = arguments.draw(rows, seed, step, streams, times, limit)
     exact = rows.dtype == torch.float64
     gradient = torch.is_grad_enabled() and rows.requires_grad
     engine = reference if exact else dispatch.engine_for(device)
-    plain = rows.detach() if rows.requires_grad else rows
+    values = rows.detach() if rows.requires_grad else rows
+    if arguments.unseen_calls:
+        arguments.look_for_probabilities(values)
 
-    by_logit = width is not None and all(cut.order == BY_LOGIT for cut in plan.cuts)
+    by_logit = width is not None and all(cut.order == BY_LOGIT for cut in chain.cuts)
     top = width if by_logit and width and noise != "multi" else 0
-    found = engine.sample(plain, cuts, draw, Wanted(_ENTROPY, top, None, True))
+    found = engine.sample(values, cuts, draw, Wanted(_ENTROPY, top, None, True))
     if check:
-        ops._raise_if_flagged(found["status"])
+        arguments.raise_if_flagged(found["status"])
     if noise == "multi":
         candidates = found["tokens"]
     else:
-        candidates = found["top_ids"] if by_logit else _largest(engine, plain, cuts, width, limit, found)
+        candidates = found["top_ids"] if by_logit else _largest(engine, values, cuts, width, limit, found)
     if exact or gradient or (isinstance(taus, torch.Tensor) and taus.requires_grad and torch.is_grad_enabled()):
         overall = (exact or gradient) and (noise == "multi" or some is not None)
-        keep = _keep(engine, plain, cuts, limit) if overall else None
+        keep = _keep(engine, values, cuts, limit) if overall else None
         uniforms = getattr(engine, "uniforms", philox.uniforms)  # compiled, where the engine is
         mixed = mixture.soften(rows, cuts, candidates, draw, mixing, found, keep, uniforms)
     else:
-        mixed = engine.soften(plain, cuts, candidates, draw, mixing, found)
+        mixed = engine.soften(values, cuts, candidates, draw, mixing, found)
     if some is None:
         some = torch.ones(batch, dtype=torch.bool, device=device)
     entropy = found["entropy"].double() if exact else found["entropy"]
@@ -146,7 +149,12 @@ def soft_tokens(
 
 
 def soft_logprobs(
-    logits: torch.Tensor, soft: SoftTokens, plan: Plan | None = None, *, vocab_limit: int | None = None
+    logits: torch.Tensor,
+    soft: SoftTokens,
+    plan: PlanLike | None = None,
+    *,
+    vocab_limit: int | None = None,
+    **unknown: NoReturn,
 ) -> torch.Tensor:
     """[B]: how likely these logits make recorded soft tokens, in nats; differentiable in the logits.
 
@@ -161,9 +169,11 @@ def soft_logprobs(
     For gumbel and dirichlet pi is renormalised over the recorded candidates; for multi and ordinary rows, over the plan's
     survivors: a token that does not survive gives -inf.
     """
+    if unknown:
+        arguments.refuse_unknown(soft_logprobs, unknown)
     rows = _rows(logits)
-    cuts = ops._cuts(_SOFTMAX if plan is None else plan, len(rows), rows.device)
-    limit = rows.shape[1] if vocab_limit is None else ops._count("vocab_limit", vocab_limit, 1, rows.shape[1])
+    cuts = arguments.cuts(_SOFTMAX if plan is None else as_plan(plan), rows)
+    limit = rows.shape[1] if vocab_limit is None else arguments.count("vocab_limit", vocab_limit, 1, rows.shape[1])
     record = soft if soft.ids.ndim == 2 else _each(soft, lambda value: value.unsqueeze(0))
     if record.ids.shape[0] != len(rows):
         raise ValueError(f"soft must hold one mixture per row of logits ({len(rows)}); got {record.ids.shape[0]}.")
@@ -198,46 +208,42 @@ def _keep(engine, rows, cuts, limit: int) -> torch.Tensor:
 # ---- checks ----------------------------------------------------------------------------------------------------------
 
 
-def _rows(logits) -> torch.Tensor:
-    if (
-        isinstance(logits, torch.Tensor)
-        and logits.dtype == torch.float64
-        and logits.ndim in (1, 2)
-        and logits.shape[-1]
-    ):
-        return logits if logits.ndim == 2 else logits.unsqueeze(0)
+def _rows(logits: Any) -> torch.Tensor:
     if not isinstance(logits, torch.Tensor):
         raise TypeError(f"logits must be a torch.Tensor; got {type(logits).__name__}: pass torch.from_numpy(logits).")
-    return ops._rows(logits)
+    return arguments.rows(logits, exact=True)
 
 
-def _positive(name: str, value: float) -> float:
+def _positive(name: str, value: Any) -> float:
+    value = plain(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise ValueError(f"{name} must be a number above 0; got {value!r}.")
+        raise ValueError(f"{name} must be a number above 0; got {described(value)}.")
     return float(value)
 
 
-def _tau(value: float | torch.Tensor, batch: int, device: torch.device) -> float | torch.Tensor:
+def _tau(given: Any, batch: int, device: torch.device) -> float | torch.Tensor:
     """One number above 0, or one for each row, float64 [B]. A tensor on a GPU is not read back."""
+    value = given if isinstance(given, torch.Tensor) else plain(given)  # a 0-d tensor may carry a gradient
     if not isinstance(value, torch.Tensor):
         return _positive("tau", value)
     if not value.is_floating_point() or value.shape not in ((batch,), ()):
-        raise ValueError(f"tau must be a number above 0, or a float tensor of shape [{batch}]; got {described(value)}.")
+        raise ValueError(
+            f"tau must be a number above 0, or one for each row: a list or a float tensor of shape [{batch}]; got {described(given)}."
+        )
     if value.device.type == "cpu" and not bool(((value > 0) & (value < math.inf)).all()):
         raise ValueError(f"tau must be above 0 in every row; got {value.detach().min().item():g}.")
     return value.to(device).double().expand(batch)
 
 
-def _soft_rows(given, batch: int, device: torch.device) -> torch.Tensor | None:
+def _soft_rows(given: Any, batch: int, device: torch.device) -> torch.Tensor | None:
     if given is None:
         return None
-    if not isinstance(given, torch.Tensor) or given.dtype != torch.bool or given.shape != (batch,):
+    flags = given
+    if isinstance(given, (list, tuple, np.ndarray)) and all(isinstance(flag, (bool, np.bool_)) for flag in given):
+        flags = torch.tensor([bool(flag) for flag in given], dtype=torch.bool, device="cpu")
+    if not isinstance(flags, torch.Tensor) or flags.dtype != torch.bool or flags.shape != (batch,):
         raise ValueError(f"soft_rows must be a bool tensor of shape [{batch}]; got {described(given)}.")
-    return given.to(device).contiguous()
-
-
-def described(value) -> str:
-    return f"{value.dtype} of shape {list(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
+    return flags.to(device).contiguous()
 
 
 def _each(soft: SoftTokens, change: Callable[[torch.Tensor], torch.Tensor]) -> SoftTokens:

@@ -216,11 +216,11 @@ ROWS = (
     RuleRow(fd.top_p, (0.1, 0.9, 0.999), off=1.0),
     RuleRow(fd.min_p, (0.5, 0.05, 1e-4), off=0.0),
     RuleRow(fd.typical_p, (0.2, 0.9, 0.995), off=1.0),
-    RuleRow(fd.top_h, (0.1, 0.4, 0.9)),
+    RuleRow(fd.top_h, (0.1, 0.4, 0.9), off=1.0),
     RuleRow(fd.top_h, (0.1, 0.4, 0.9), option=("variant", "hf")),
     RuleRow(fd.epsilon_cutoff, (0.05, 6e-4, 1e-5), off=0.0),
     RuleRow(fd.eta_cutoff, (0.05, 2e-3, 1e-5), off=0.0),
-    RuleRow(fd.top_n_sigma, (0.3, 1.0, 4.0)),
+    RuleRow(fd.top_n_sigma, (0.3, 1.0, 4.0), off=math.inf),
     RuleRow(fd.top_a, (1.0, 0.2, 1e-3), off=0.0),
     RuleRow(fd.p_less),
 )

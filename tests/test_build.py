@@ -82,7 +82,7 @@ def test_the_classifiers_name_the_pythons_that_wheels_are_built_for():
 
 
 def test_the_program_that_the_type_checker_reads_runs(tmp_path):
-    printed = run(sys.executable, ROOT / "tests" / "typed_program.py", cwd=tmp_path, PYTHONPATH=str(ROOT))
+    printed = run(sys.executable, ROOT / "tests" / "house" / "user_code.py", cwd=tmp_path, PYTHONPATH=str(ROOT))
     assert "torch.Size([2, 1000]) torch.Size([2, 8])" in printed
 
 

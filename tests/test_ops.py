@@ -40,9 +40,22 @@ BAD_LOGITS = [
     (TypeError, "logits must be float32, float16 or bfloat16; got torch.int64: convert them with .float().", X.long()),
     (ValueError, "logits must be [B, V] or [V] with V >= 1; got shape [].", torch.tensor(1.0)),
     (ValueError, "logits must be [B, V] or [V] with V >= 1; got shape [3, 0].", torch.zeros(3, 0)),
-    (ValueError, "logits must be [B, V] or [V] with V >= 1; got shape [2, 3, 4].", torch.zeros(2, 3, 4)),
-    (TypeError, "logits must be a float32 or float16 numpy array; got float64.", np.zeros((2, 3))),
-    (TypeError, "logits must be a float32 or float16 numpy array; got int32.", np.zeros((2, 3), np.int32)),
+    (
+        ValueError,
+        "logits must be [B, V] or [V] with V >= 1; got shape [2, 3, 4]: logits[:, -1] is the last position of each sequence.",
+        torch.zeros(2, 3, 4),
+    ),
+    (ValueError, "logits must be [B, V] or [V] with V >= 1; got shape [1, 2, 3, 4].", torch.zeros(1, 2, 3, 4)),
+    (
+        TypeError,
+        "logits must be a float32 or float16 numpy array; got float64: convert with logits.astype(np.float32).",
+        np.zeros((2, 3)),
+    ),
+    (
+        TypeError,
+        "logits must be a float32 or float16 numpy array; got int32: convert with logits.astype(np.float32).",
+        np.zeros((2, 3), np.int32),
+    ),
 ]
 
 
@@ -52,11 +65,18 @@ def test_logits(kind, sentence, logits):
     raises(kind, sentence, fd.sample, logits, PLAN)
 
 
-@pytest.mark.parametrize("wrong", [None, 0.9, fd.top_p(0.9), [fd.top_p(0.9)]], ids=repr)
+@pytest.mark.parametrize("wrong", [None, 0.9, "top_p", {"top_p": 0.9}, [0.9], [fd.top_p(0.9), PLAN]], ids=repr)
 def test_plan(wrong):
-    raises(TypeError, f"plan must be made with fastdecode.plan(...); got {wrong!r}.", fd.truncate, X, wrong)
+    sentence = (
+        "plan must be made with fastdecode.plan(...), or be one rule such as fastdecode.min_p(0.05), or a list of rules; got "
+        f"{wrong!r}."
+    )
+    raises(TypeError, sentence, fd.truncate, X, wrong)
     if wrong is not None:  # sample takes None for the plain softmax
-        raises(TypeError, f"plan must be made with fastdecode.plan(...); got {wrong!r}.", fd.sample, X, wrong)
+        raises(TypeError, sentence, fd.sample, X, wrong)
+        raises(TypeError, sentence, fd.sample_temperatures, X, [1.0], wrong)
+        raises(TypeError, sentence, fd.soft_tokens, X, wrong)
+    raises(TypeError, "plan must be ... got the function top_p: call it with its parameter.", fd.sample, X, fd.top_p)
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 301, 1.5, True, "5"], ids=repr)
@@ -107,30 +127,32 @@ def test_nothing_is_written_when_another_argument_is_wrong():
 
 
 COORDINATES = [
-    ("seed", 2**64, "[-9223372036854775808, 18446744073709551616)"), ("seed", -(2**63) - 1, "[-9223372036854775808, 18446744073709551616)"),
-    ("seed", 1.5, "[-9223372036854775808, 18446744073709551616)"), ("seed", True, "[-9223372036854775808, 18446744073709551616)"),
-    ("step", -1, "[0, 4294967296)"), ("step", 2**32, "[0, 4294967296)"), ("step", None, "[0, 4294967296)"),
-    ("streams", -1, "[0, 1099511627776)"), ("streams", 2**40, "[0, 1099511627776)"), ("streams", "a", "[0, 1099511627776)"),
+    *(("seed", wrong, "a 64-bit whole number") for wrong in (2**64, -(2**63) - 1, 1.0, True, "a", [1, 2.0, 3], [1, True, 3])),
+    *(("step", wrong, "a whole number in [0, 4294967296)") for wrong in (-1, 2**32, None, 1.5)),
+    *(("streams", wrong, "a whole number in [0, 1099511627776)") for wrong in (-1, 2**40, "a", ["a", "b", "c"])),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name, wrong, interval", COORDINATES, ids=[f"{c[0]}={c[1]!r}" for c in COORDINATES])
-def test_coordinates(name, wrong, interval):
-    expected = f"{name} must be a whole number in {interval} or an int64 tensor of shape [3]; got {wrong!r}."
-    raises(ValueError, expected, fd.sample, X, PLAN, **{name: wrong})
+@pytest.mark.parametrize("name, wrong, number", COORDINATES, ids=[f"{c[0]}={c[1]!r}" for c in COORDINATES])
+def test_coordinates(name, wrong, number):
+    expected = f"{name} must be {number}, or one for each row: a list or an int64 tensor of shape [3]; got {wrong!r}"
+    remedy = ": seed, streams = fastdecode.seed_and_streams(seed, ids) takes ids of 64 bits, and texts"
+    raises(ValueError, f"{expected}{remedy if name == 'streams' else ''}.", fd.sample, X, PLAN, **{name: wrong})
 
 
 @pytest.mark.parametrize("name", ["seed", "step", "streams"])
 def test_coordinate_tensors(name):
     for wrong, got in (
-        (torch.zeros(2, dtype=torch.int64), "torch.int64 of shape [2]"),
-        (torch.zeros(3), "torch.float32 of shape [3]"),
-        (torch.zeros(3, dtype=torch.int32), "torch.int32 of shape [3]"),
-        (torch.zeros(3, 1, dtype=torch.int64), "torch.int64 of shape [3, 1]"),
+        (torch.zeros(2, dtype=torch.int64), "a torch.int64 tensor of shape [2]"),
+        (torch.zeros(3), "a torch.float32 tensor of shape [3]"),
+        (torch.zeros(3, dtype=torch.int32), "a torch.int32 tensor of shape [3]"),
+        (torch.zeros(3, 1, dtype=torch.int64), "a torch.int64 tensor of shape [3, 1]"),
+        (np.zeros(3), "a numpy array of float64, shape [3]"),
+        (np.zeros(2, np.int64), "a numpy array of int64, shape [2]"),
     ):
         raises(
             ValueError,
-            f"{name} must be ... or an int64 tensor of shape [3]; got {got}.",
+            f"{name} must be ... or one for each row: a list or an int64 tensor of shape [3]; got {got}.",
             fd.sample,
             X,
             PLAN,
@@ -278,7 +300,7 @@ def test_numpy_arrays_in_odd_places(engine):
     )
     raises(
         TypeError,
-        "out must be a float32 or float16 numpy array; got torch.float32.",
+        "out must be a numpy array where logits are one; got Tensor.",
         fd.truncate,
         X.numpy(),
         PLAN,

@@ -4,9 +4,11 @@ then fixed, judge the way from coordinates to a word, to noise, to a token: in t
 
 from __future__ import annotations
 
+import hashlib
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tolerance import NOISE, NOISE_OF_ENGINE
@@ -116,3 +118,70 @@ def test_streams_never_share_a_word():
     }  # fmt: skip
     assert len(pairs) == 18
     assert philox.GROUP_SIZE == 256 and (philox.STREAM_BITS, philox.SAMPLE_BITS) == (40, 16)
+
+
+# ---- ids of 64 bits --------------------------------------------------------------------------------------------------
+
+
+def by_hand(seed: int, number: int) -> tuple[int, int]:
+    """The formula of the docstring, in Python's own whole numbers; the seed signed, as int64 has it."""
+    mixed = (seed + (number % 2**64 >> 40) * 0x9E3779B97F4A7C15) % 2**64
+    return (mixed + 2**63) % 2**64 - 2**63, number % 2**40
+
+
+IDS = [0, 5, 2**40 - 1, 2**40, 2**63 - 1, 2**63, 2**64 - 1, -1, -(2**63), 0x0123456789ABCDEF]
+
+
+@pytest.mark.parametrize("seed", [0, 7, -3, 2**63, 2**64 - 1])
+def test_seed_and_streams_by_hand(seed):
+    want = [by_hand(seed, n) for n in IDS]
+    assert [fd.seed_and_streams(seed, n) for n in IDS] == want
+    signed = torch.tensor([(n + 2**63) % 2**64 - 2**63 for n in IDS])
+    for given in (IDS, tuple(IDS), signed, np.array([n % 2**64 for n in IDS], np.uint64)):
+        for start in (seed, [seed] * len(IDS)):
+            seeds, streams = fd.seed_and_streams(start, given)
+            assert list(zip(seeds.tolist(), streams.tolist())) == want
+    assert fd.seed_and_streams(7, 2**40) == (7 - 0x61C8864680B583EB, 0), "a vector: 2^64 - 0x9E37... is 0x61C8..."
+
+
+def test_texts_stand_for_their_hash():
+    for text in ("", "req-7", "Grüße"):
+        data = text.encode("utf-8")
+        number = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+        assert fd.seed_and_streams(7, text) == fd.seed_and_streams(7, data) == by_hand(7, number)
+        seeds, streams = fd.seed_and_streams(7, [text, 5])
+        assert list(zip(seeds.tolist(), streams.tolist())) == [by_hand(7, number), (7, 5)]
+    # Computed once with `b2sum -l 64`, bytes in the order of the digest: it must never change.
+    assert fd.seed_and_streams(0, "request-1") == by_hand(
+        0, int.from_bytes(bytes.fromhex("fa817c4d2a037864"), "little")
+    )
+
+
+def test_ids_of_64_bits_never_share_noise():
+    """No two ids of a seed share a place; and seeds that lie near each other have no place in common."""
+    multiples = np.arange(1, 2**24, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    assert len(np.unique(multiples)) == 2**24 - 1
+    assert int(np.minimum(multiples, ~multiples + np.uint64(1)).min()) > 2**39
+
+
+def test_ids_of_64_bits_draw(engine):
+    x = torch.zeros(4, 1000)
+    ids = torch.tensor([3, 3 + 2**40, 3 - 2**40, 3 + 2**62])
+    seed, streams = fd.seed_and_streams(9, ids)
+    drawn = fd.sample(x, seed=seed, streams=streams, num_samples=8).tokens
+    assert len({tuple(row) for row in drawn.tolist()}) == 4
+    assert torch.equal(drawn[0], fd.sample(x[:1], seed=9, streams=3, num_samples=8).tokens[0]), "small ids are streams"
+    for row, number in enumerate(ids.tolist()):
+        seed, stream = fd.seed_and_streams(9, number)
+        assert torch.equal(drawn[row], fd.sample(x[0], seed=seed, streams=stream, num_samples=8).tokens)
+
+
+@pytest.mark.parametrize(
+    "wrong", [2**64, -(2**63) - 1, 1.5, None, [1, "a", 2.0], torch.zeros(2), torch.zeros(2, 2, dtype=torch.int64)]
+)
+def test_ids_that_are_none(wrong):
+    with pytest.raises(
+        ValueError,
+        match=r"^ids must be a 64-bit whole number, or one for each row: a list or an int64 tensor; got .*\.$",
+    ):
+        fd.seed_and_streams(1, wrong)

@@ -6,6 +6,7 @@ import inspect
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 from cases import CHAINS, ROWS, normal
@@ -19,15 +20,15 @@ NAN, INF = math.nan, math.inf
 # For each rule: the interval as its message must show it, values just inside, values just outside.
 RANGES = {
     fd.temperature: ("a number in [0, 3.40282e+38]", (0, 1e-45, 1, 3.4e38), (-1e-9, -1, 3.41e38, INF, NAN)),
-    fd.top_k: ("a whole number in [0, inf)", (0, 1, 50, 10**9), (-1, 1.5, INF, NAN)),
-    fd.top_p: ("a number in (0, 1]", (1e-9, 0.5, 1), (0, 1.3, -0.1, NAN)),
-    fd.min_p: ("a number in [0, 1]", (0, 0.05, 1), (-0.01, 1.01, NAN)),
-    fd.typical_p: ("a number in (0, 1]", (1e-9, 0.2, 1), (0, 1.0001, NAN)),
-    fd.top_h: ("a number in (0, 1]", (1e-9, 0.4, 1), (0, 1.5, NAN)),
-    fd.epsilon_cutoff: ("a number in [0, 1)", (0, 3e-4, 0.999), (1, -1e-4, NAN)),
-    fd.eta_cutoff: ("a number in [0, 1)", (0, 2e-3, 0.999), (1, -1e-4, NAN)),
-    fd.top_n_sigma: ("a number in (0, inf)", (1e-9, 1, 100), (0, -1, INF, NAN)),
-    fd.top_a: ("a number in [0, 1]", (0, 0.2, 1), (-0.1, 1.1, NAN)),
+    fd.top_k: ("a whole number in [0, inf) (0 is off)", (0, 1, 50, 10**9), (-1, 1.5, INF, NAN)),
+    fd.top_p: ("a number in (0, 1] (1 is off)", (1e-9, 0.5, 1), (0, 1.3, -0.1, NAN)),
+    fd.min_p: ("a number in [0, 1] (0 is off)", (0, 0.05, 1), (-0.01, 1.01, NAN)),
+    fd.typical_p: ("a number in (0, 1] (1 is off)", (1e-9, 0.2, 1), (0, 1.0001, NAN)),
+    fd.top_h: ("a number in (0, 1] (1 is off)", (1e-9, 0.4, 1), (0, 1.5, NAN)),
+    fd.epsilon_cutoff: ("a number in [0, 1) (0 is off)", (0, 3e-4, 0.999), (1, -1e-4, NAN)),
+    fd.eta_cutoff: ("a number in [0, 1) (0 is off)", (0, 2e-3, 0.999), (1, -1e-4, NAN)),
+    fd.top_n_sigma: ("a number in (0, inf] (inf is off)", (1e-9, 1, 100, INF), (0, -1, -INF, NAN)),
+    fd.top_a: ("a number in [0, 1] (0 is off)", (0, 0.2, 1), (-0.1, 1.1, NAN)),
 }
 
 
@@ -47,7 +48,7 @@ def test_every_rule_has_its_rows():
 @pytest.mark.parametrize("rule", RANGES, ids=lambda rule: rule.__name__)
 def test_ranges(rule):
     interval, inside, outside = RANGES[rule]
-    expected = f"{rule.__name__} must be {interval}, or a 1-D tensor of them, one for each row; got "
+    expected = f"{rule.__name__} must be {interval}, or one for each row: a list, or a 1-D tensor or array; got "
     for value in inside:
         rule(value)
         rule(torch.tensor([float(value)] * 2))
@@ -56,13 +57,20 @@ def test_ranges(rule):
             rule(value)
         with pytest.raises(ValueError, match=re.escape(f"{expected}a tensor with {value:g}") + r"\.$"):
             rule(torch.tensor([float(inside[0]), float(value)], dtype=torch.float64))
+        with pytest.raises(ValueError, match=re.escape(f"{expected}a list with {value:g}") + r"\.$"):
+            rule([inside[0], value])
+        with pytest.raises(ValueError, match=re.escape(f"{expected}a numpy array with {value:g}") + r"\.$"):
+            rule(np.array([float(inside[0]), float(value)]))
     for value in (
         "0.5",
         None,
         True,
         1j,
-        [0.5],
-        torch.tensor(0.5),
+        ["0.5"],
+        [True],
+        np.array([True]),
+        np.array([[0.5]]),
+        torch.tensor(True),
         torch.zeros(2, 2),
         torch.tensor([True]),
         torch.tensor([1j]),
@@ -123,6 +131,62 @@ def test_a_plan_takes_rules_or_one_list_of_them():
     for wrong in (0.5, "top_p", fd.plan(), fd.min_p):
         with pytest.raises(TypeError, match=r"^plan\(\) takes rules such as fastdecode\.min_p\(0\.05\); got "):
             fd.plan(fd.top_k(5), wrong)
+    for wrong in (0.5, "top_p", b"top_p", {"top_p": 0.9}):
+        with pytest.raises(TypeError, match=rf"fastdecode\.min_p\(0\.05\); got {re.escape(repr(wrong))}\.$"):
+            fd.plan(wrong)
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.values], ids=lambda row: row.name)
+def test_lists_arrays_and_0d_tensors_are_values(row):
+    """They pack as a tensor, or a number, of the same values does."""
+    want = fd.plan(row(torch.tensor([float(v) for v in row.values], dtype=torch.float64)))
+    cpu = torch.device("cpu")
+    for given in (
+        list,
+        tuple,
+        np.array,
+        lambda v: np.array(v)[::-1].copy()[::-1],
+        lambda v: [np.float64(x) for x in v],
+    ):
+        plan = fd.plan(row(given(row.values)))
+        assert torch.equal(plan.packed(cpu), want.packed(cpu)) and plan == want and repr(plan) == repr(want)
+    for given in (np.float64, np.array, lambda v: torch.tensor(v, dtype=torch.float64)):
+        plan = fd.plan(row(given(row.values[1])))
+        assert plan == fd.plan(row(row.values[1])) and plan.rows is None
+        assert repr(plan).replace(".0", "") == repr(fd.plan(row(row.values[1]))).replace(".0", "")
+
+
+def test_logits_where_a_parameter_is_asked_for():
+    for logits in (torch.zeros(3, 300), np.zeros((3, 300), np.float32)):
+        with pytest.raises(
+            ValueError,
+            match=r"^top_p must be .*, shape|of shape \[3, 300\]: to apply the rule to logits, call fastdecode\.truncate\(logits, plan\)",
+        ):
+            fd.top_p(logits, 0.9)
+
+
+def test_a_plan_grows_by_rules_and_plans():
+    k, p = fd.top_k(5), fd.top_p(0.9)
+    assert fd.plan(k) + p == fd.plan(k) + fd.plan(p) == fd.plan(k, p) != fd.plan(p, k)
+    for wrong in (0.9, [p], "top_p"):
+        with pytest.raises(TypeError, match="unsupported operand"):
+            fd.plan(k) + wrong
+
+
+def test_plans_and_rules_are_compared_by_value():
+    def make() -> list[fd.Plan]:
+        return [case.make(3) for case in CHAINS] + [fd.plan(row.typical()) for row in ROWS]
+
+    ours, theirs = make(), make()
+    for i, a in enumerate(ours):
+        assert [a == b for b in theirs] == [i == j for j in range(len(theirs))] and hash(a) == hash(theirs[i])
+        assert a.rules == theirs[i].rules
+    assert len({*ours, *theirs}) == len(ours)
+    assert fd.top_k(50) == fd.top_k(50.0) and hash(fd.top_k(50)) == hash(fd.top_k(50.0))
+    assert fd.min_p(0.1) != fd.min_p(0.1, min_tokens_to_keep=2) and fd.top_h(0.4) != fd.top_h(0.4, variant="hf")
+    assert fd.min_p([0.1, 0.2]) != fd.min_p([0.1, 0.3]) != fd.min_p([0.1]) != fd.min_p(0.1)
+    assert fd.temperature([1.0, 2.0]) == fd.temperature(np.array([1, 2])) != fd.temperature([1.0, 3.0])
+    assert fd.plan(fd.top_k(5)) != fd.top_k(5) and fd.plan() != "plan()"
 
 
 def test_per_row_parameters_must_agree_in_length():
@@ -179,6 +243,25 @@ def test_off_values(row, reference):
     assert kept[0] == 500 and 1 <= kept[1] < 500
 
 
+def test_temperature_and_top_h_of_1():
+    """The one divides by 1; the other is off as the paper's rule, and in transformers' rule all of its 100 tokens stay."""
+    x = normal(2, 500, 3.0, 61)
+    assert torch.equal(fd.truncate(x, fd.temperature(1)), x)
+    assert ((fd.truncate(x, fd.top_h(1, variant="hf")) > -INF).sum(1) == 100).all()
+
+
+@pytest.mark.parametrize("rule", [fd.top_n_sigma, fd.top_h], ids=lambda rule: rule.__name__)
+def test_off_where_there_is_nothing_to_measure(engine, rule):
+    """No deviation and no entropy: infinity times 0 is no bound."""
+    x = torch.full((3, 70), -INF)
+    x[0, 5], x[1, 3:60], x[2] = 2.0, 1.0, torch.linspace(0, 1e4, 70)
+    off = INF if rule is fd.top_n_sigma else 1.0
+    for plan in (fd.plan(rule([off] * 3)), fd.plan(rule(off)), fd.plan(fd.top_k(60), rule([off] * 3))):
+        kept = (fd.truncate(x, plan) > -INF).sum(1).tolist()
+        assert kept == [1, 57, 60 if len(plan.rules) == 2 else 70]
+        assert fd.sample(x, plan, seed=1).kept.tolist() == kept
+
+
 def test_no_off_value_is_forgotten():
     """Where the end of a range means "keep everything", the table in cases.py says so."""
     assert {row.name for row in OFF} == {
@@ -189,6 +272,8 @@ def test_no_off_value_is_forgotten():
         "epsilon_cutoff",
         "eta_cutoff",
         "top_a",
+        "top_h",
+        "top_n_sigma",
     }
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from cases import normal
@@ -343,7 +344,7 @@ def test_gradients_of_the_engine(engine):
         ({"tau": torch.tensor([1.0, 1, 1, 1, -1])}, "tau must be above 0 in every row; got -1."),
         (
             {"tau": torch.ones(3)},
-            r"tau must be a number above 0, or a float tensor of shape \[5\]; got torch.float32 of",
+            r"tau must be a number above 0, or one for each row: a list or a float tensor of shape \[5\]; got a torch.float32 tensor of",
         ),
         ({"top_m": 0}, r"top_m must be a whole number in \[1, 2147483648\]; got 0."),
         ({"noise": "dirichlet", "gamma": -1}, "gamma must be a number above 0; got -1."),
@@ -359,13 +360,37 @@ def test_errors(options, sentence):
         fd.soft_tokens(LOGITS, **options)
 
 
+def test_lists_and_arrays_are_taken(reference):
+    tau, some = [0.3, 0.5, 0.9, 2.0, 1e-3], [True, False, True, True, False]
+    want = fd.soft_tokens(
+        LOGITS, seed=1, tau=torch.tensor(tau, dtype=torch.float64), soft_rows=torch.tensor(some)
+    ).weights
+    for given in (list, tuple, np.array):
+        assert torch.equal(fd.soft_tokens(LOGITS, seed=1, tau=given(tau), soft_rows=given(some)).weights, want)
+    want = fd.soft_tokens(LOGITS, seed=1, tau=0.25, scale=2.0).weights
+    for number in (np.float32, np.array, torch.tensor):
+        assert torch.equal(fd.soft_tokens(LOGITS, seed=1, tau=number(0.25), scale=number(2.0)).weights, want)
+
+
 def test_errors_of_the_others():
     with pytest.raises(TypeError, match=r"logits must be a torch.Tensor; got ndarray: pass torch.from_numpy"):
         fd.soft_tokens(LOGITS.numpy())
+    for wrong in (
+        torch.zeros(2, 3, 4),
+        torch.zeros(2, 3, 4, dtype=torch.float64),
+    ):  # the shape is wrong, and not the dtype
+        with pytest.raises(
+            ValueError, match=r"^logits must be \[B, V\] or \[V\] with V >= 1; got shape \[2, 3, 4\]: logits\[:, -1\]"
+        ):
+            fd.soft_tokens(wrong)
+    with pytest.raises(
+        TypeError, match=r"^logits must be float32, float16, bfloat16 or float64; got torch.int64: convert"
+    ):
+        fd.soft_tokens(LOGITS.long())
     soft = fd.soft_tokens(LOGITS)
     with pytest.raises(ValueError, match=r"one mixture per row of logits \(2\); got 5"):
         fd.soft_logprobs(LOGITS[:2], soft)
     with pytest.raises(TypeError, match=r"soft must be what fastdecode.soft_tokens returned; got Tensor"):
         fd.soft_embedding(soft.ids, LOGITS)
-    with pytest.raises(ValueError, match=r"weight must be an embedding table \[V, D\] of floats; got torch.int64"):
+    with pytest.raises(ValueError, match=r"weight must be an embedding table \[V, D\] of floats; got a torch.int64"):
         fd.soft_embedding(soft, soft.ids)

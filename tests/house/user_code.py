@@ -52,8 +52,8 @@ def of_transformers() -> list[object]:
 
 def mistakes(logits: torch.Tensor, some: list[texts.Text]) -> None:
     fd.top_k("fifty")  # type: ignore[arg-type]
-    fd.sample(logits, fd.top_p(0.9))  # type: ignore[arg-type]
-    fd.sample(logits, sed=1)  # type: ignore[call-arg]
+    fd.sample(logits, 0.9)  # type: ignore[call-overload]
+    fd.sample(logits, sed=1)  # type: ignore[call-overload]
     print(fd.sample(logits).token)  # type: ignore[attr-defined]
     print(some[0].words)  # type: ignore[attr-defined]
 
