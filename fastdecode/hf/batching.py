@@ -18,7 +18,7 @@ from transformers.generation.continuous_batching import cb_logits_processors as 
 from .. import rules
 from ..ops import truncate
 from ..plan import plan
-from ..rules import Rule
+from ..rules import Rule, Variant
 from .warpers import RULES
 
 # In the order of generate(): how a parameter becomes a rule, and the value that switches it off, if there is one.
@@ -51,7 +51,7 @@ class PerRequestLogitsProcessor(batching.ContinuousBatchingLogitsProcessor):
 
     ignored_kwargs = ("filter_value", "min_tokens_to_keep")
 
-    def __init__(self, name: str, default: float | None = None, top_h_variant: str = "hf"):
+    def __init__(self, name: str, default: float | None = None, top_h_variant: Variant = "hf"):
         if name not in _PARAMETERS:
             raise ValueError(f"a parameter of requests must be one of {', '.join(_PARAMETERS)}; got {name!r}.")
         self.name = name
@@ -124,7 +124,7 @@ class PerRequestProcessorList(batching.ContinuousBatchingLogitsProcessorList):
         return truncate(scores, plan(waiting)) if waiting else scores
 
 
-def per_request(manager: Any, top_h_variant: str = "hf", **defaults: float | None) -> Any:
+def per_request(manager: Any, top_h_variant: Variant = "hf", **defaults: float | None) -> Any:
     """Let the requests of a continuous batch set their sampling parameters, with ours in place of transformers' processors.
 
         manager = model.init_continuous_batching(generation_config=GenerationConfig(do_sample=True, max_new_tokens=100))

@@ -10,7 +10,7 @@ from transformers.generation import utils as theirs
 
 from .. import ops, rules
 from ..plan import plan
-from ..record import STATISTICS, Sample
+from ..record import STATISTICS, Sample, Statistics
 from . import stages
 from .warpers import fresh_seed
 
@@ -50,7 +50,7 @@ class Draw:
         prompt: torch.Tensor,
         seed: Any,
         streams: Any,
-        stats: bool | tuple[str, ...],
+        stats: Statistics,
     ):
         self.stages, self.stats = chosen, stats
         self.greedy = not config.do_sample

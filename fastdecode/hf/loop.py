@@ -17,6 +17,8 @@ import torch
 from transformers.generation import logits_process
 from transformers.generation import utils as theirs
 
+from ..record import Statistics
+from ..rules import Variant
 from . import forward, stages
 from .draw import OUTPUTS, Draw, Layers
 
@@ -35,8 +37,8 @@ def sample(
     *,
     seed: int | torch.Tensor | None = None,
     streams: int | torch.Tensor | None = None,
-    top_h_variant: str = "hf",
-    stats: bool | tuple[str, ...] = False,
+    top_h_variant: Variant = "hf",
+    stats: Statistics = False,
     check_every: int | None = None,
     **model_kwargs: Any,
 ) -> Any:

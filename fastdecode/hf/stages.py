@@ -15,6 +15,7 @@ from transformers.generation import logits_process as theirs
 
 from ..ops import truncate
 from ..plan import Plan, plan
+from ..rules import Variant
 from . import warpers
 
 Processor = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -47,7 +48,7 @@ class Stages:
         return masked if self.normalize is None else self.normalize(input_ids, masked)
 
 
-def read(processors: list[Processor], top_h_variant: str = "hf") -> Stages:
+def read(processors: list[Processor], top_h_variant: Variant = "hf") -> Stages:
     """The stages of a list of processors.
 
     Args:
@@ -72,7 +73,7 @@ def read(processors: list[Processor], top_h_variant: str = "hf") -> Stages:
     return Stages(stages, last, normalize)
 
 
-def plan_of(processor: Processor, top_h_variant: str = "hf") -> Plan | None:
+def plan_of(processor: Processor, top_h_variant: Variant = "hf") -> Plan | None:
     """The plan that a processor runs, or None if it is not a warper that is known to do so and nothing else."""
     if getattr(processor, "filter_value", -math.inf) != -math.inf:
         return None  # what it removes stays in the race

@@ -18,6 +18,7 @@ from transformers.generation import utils as theirs
 from .. import rules
 from ..embedding import soft_embedding
 from ..plan import Plan, plan
+from ..record import Noise
 from ..soft import SoftTokens, soft_tokens
 from . import forward, stages
 from .draw import Draw
@@ -50,7 +51,7 @@ def soft_thinking(
     end_of_thinking: int | None = None,
     thinking_plan: Plan = THINKING,
     answer_plan: Plan | None = None,
-    noise: str = "gumbel",
+    noise: Noise = "gumbel",
     tau: float | torch.Tensor = 0.5,
     top_m: int | None = 5,
     gamma: float = 4.0,

@@ -22,7 +22,7 @@ from transformers.generation import logits_process as theirs
 from .. import rules
 from ..ops import sample, truncate
 from ..plan import Plan, plan
-from ..record import Sample
+from ..record import Sample, Statistics
 
 
 def fresh_seed() -> int:
@@ -41,7 +41,7 @@ _TheirTopH: Any = getattr(theirs, "TopHLogitsWarper", _NoTopH)
 
 # What transformers' warpers mean, read off their attributes; `stages.py` reads foreign objects with it, and the classes below
 # themselves. `+` and `int` make a number of the True that transformers accepts.
-RULES: dict[type, Callable[[Any, str], rules.Rule]] = {
+RULES: dict[type, Callable[[Any, rules.Variant], rules.Rule]] = {
     theirs.TemperatureLogitsWarper: lambda w, _: rules.temperature(w.temperature),
     _TheirTopH: lambda w, variant: rules.top_h(float(w.top_h), variant),
     theirs.TopKLogitsWarper: lambda w, _: rules.top_k(+w.top_k),
@@ -70,7 +70,7 @@ class _Masker(theirs.LogitsProcessor):
     plan: Plan
     filter_value: float = -math.inf
 
-    def _read(self, kind: type, variant: str = "hf") -> None:
+    def _read(self, kind: type, variant: rules.Variant = "hf") -> None:
         self.plan = plan(RULES[kind](self, variant))
 
     # transformers inspects this signature at every step, and refuses a third parameter even if it has a default.
@@ -97,7 +97,7 @@ class TopHLogitsWarper(_Masker, _TheirTopH):  # type: ignore[misc]  # a class al
     all if they are the largest. `top_h=1` keeps the whole prefix here; in transformers rounding may lose its last tokens.
     """
 
-    def __init__(self, top_h: float, filter_value: float = -math.inf, *, variant: str = "hf"):
+    def __init__(self, top_h: float, filter_value: float = -math.inf, *, variant: rules.Variant = "hf"):
         super().__init__(top_h, filter_value)
         self._read(_TheirTopH, variant)
 
@@ -235,9 +235,7 @@ class SamplerLogitsProcessor(theirs.LogitsProcessor):
     supports_continuous_batching = False  # the row of a request and its number of tokens change from step to step
     samples: list[Sample]
 
-    def __init__(
-        self, plan: Plan | None, seed: int | torch.Tensor | None = None, stats: bool | tuple[str, ...] = False
-    ):
+    def __init__(self, plan: Plan | None, seed: int | torch.Tensor | None = None, stats: Statistics = False):
         self.plan = plan
         self.seed = fresh_seed() if seed is None else seed
         self.stats = stats
