@@ -75,6 +75,7 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/python tests/house/user_types.py
 
 # What an older tree left in build/lib.* would be packed too; the objects beside it are used again.
 wheel: $(VENV)/.wheel native

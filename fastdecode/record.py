@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, get_args
 
-import numpy as np
 import torch
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
 
-    Array = TypeVar("Array", torch.Tensor, np.ndarray[Any, Any], default=torch.Tensor)
+    Array = TypeVar("Array", default=torch.Tensor)  # or a numpy array
 else:
     from typing import TypeVar
 
@@ -95,19 +94,19 @@ class Sample(Generic[Array]):
     The fields are tensors, or numpy arrays where the logits were one.
 
     With `num_samples=n`, tokens, logprobs and raw_logprobs are [B, n], otherwise [B]; for logits [V] the batch dimension is
-    gone everywhere. Fields that were not asked for are None. In a row whose status is not 0, tokens and ids are -1, kept is
-    0 and all other fields are NaN.
+    gone everywhere. Fields that were not asked for are None; to type checkers they are `Any` as well, so that what was asked
+    for need not be tested for None. In a row whose status is not 0, tokens and ids are -1, kept is 0 and all other fields are NaN.
     """
 
     tokens: Array  # int64
     logprobs: Array  # ln q(token): the distribution sampled from, after temperature and truncation
     kept: Array  # int64 [B]: how many tokens survived the plan
     status: Array  # uint8 [B]: 0 = fine, STATUS_NAN, STATUS_EMPTY
-    raw_logprobs: Array | None = None  # ln p(token) at temperature 1, before any rule
-    entropy: Array | None = None  # [B]: of the full vocabulary, after temperature, before truncation
-    kept_mass: Array | None = None  # [B]: the survivors' share of that same distribution
-    max_prob: Array | None = None  # [B]: its largest probability
-    margin: Array | None = None  # [B]: its largest less its second largest probability
-    top_logprobs: Array | None = None  # [B, n]: the n largest ln p at temperature 1, before any rule, largest first
-    top_ids: Array | None = None  # int64 [B, n]: their ids; lower id first on ties
-    logprobs_of: Array | None = None  # [B, n]: ln p of the ids asked for, at temperature 1, before any rule
+    raw_logprobs: Array | Any = None  # ln p(token) at temperature 1, before any rule
+    entropy: Array | Any = None  # [B]: of the full vocabulary, after temperature, before truncation
+    kept_mass: Array | Any = None  # [B]: the survivors' share of that same distribution
+    max_prob: Array | Any = None  # [B]: its largest probability
+    margin: Array | Any = None  # [B]: its largest less its second largest probability
+    top_logprobs: Array | Any = None  # [B, n]: the n largest ln p at temperature 1, before any rule, largest first
+    top_ids: Array | Any = None  # int64 [B, n]: their ids; lower id first on ties
+    logprobs_of: Array | Any = None  # [B, n]: ln p of the ids asked for, at temperature 1, before any rule
