@@ -288,7 +288,9 @@ def _checked(
     checked: Parameter
     probe: torch.Tensor | None
     if isinstance(values, numbers.Real) and not isinstance(values, bool):
-        checked, probe = float(values), torch.tensor([float(values)], dtype=torch.float64, device="cpu")
+        number_given = _as_float(values)
+        probe = torch.tensor([number_given], dtype=torch.float64, device="cpu")
+        checked = math.inf if number_given > FLOAT32_MAX else number_given  # what it is once it is packed
     elif (
         isinstance(values, torch.Tensor) and values.ndim == 1 and values.dtype != torch.bool and not values.is_complex()
     ):
@@ -303,9 +305,16 @@ def _checked(
             inside &= probe == probe.round()
         if not bool(inside.all()):
             outside = probe[~inside][0].item()
-            got = repr(values) if isinstance(checked, float) else f"a {_kind(given)} with {outside:g}"
+            got = described(values) if isinstance(checked, float) else f"a {_kind(given)} with {outside:g}"
             raise ValueError(f"{expected}; got {got}.")
     return checked
+
+
+def _as_float(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # a whole number of 400 digits
+        return math.inf if value > 0 else -math.inf
 
 
 def plain(given: Any) -> Any:
@@ -317,7 +326,7 @@ def plain(given: Any) -> Any:
     if isinstance(given, (list, tuple)):
         values = [plain(value) for value in given]
         if all(isinstance(value, numbers.Real) and not isinstance(value, bool) for value in values):
-            return torch.tensor([float(value) for value in values], dtype=torch.float64, device="cpu")
+            return torch.tensor([_as_float(value) for value in values], dtype=torch.float64, device="cpu")
     return given
 
 

@@ -92,6 +92,16 @@ def test_min_tokens_to_keep(rule):
             rule(value, min_tokens_to_keep=wrong)
 
 
+@pytest.mark.parametrize("value", (10**400, -(10**400), [1, 10**400]))
+def test_numbers_that_no_float_holds(value):
+    for rule in (fd.top_k, fd.temperature, fd.top_p, fd.top_n_sigma):
+        if rule is fd.top_n_sigma and value != -(10**400):
+            continue  # inf, which is off
+        with pytest.raises(ValueError, match=f"^{rule.__name__} must be "):
+            rule(value)
+    assert fd.plan(fd.top_n_sigma(1e39)).cuts[0].kind == DRAW  # off, as inf is
+
+
 def test_the_rules_of_transformers_take_min_tokens_to_keep():
     taken = {r.__name__ for r in RULES if "min_tokens_to_keep" in inspect.signature(r).parameters}
     assert taken == {"top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"}
