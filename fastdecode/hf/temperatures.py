@@ -6,7 +6,6 @@ and those three, not on how many others are asked for, and more samples of the s
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +16,10 @@ from transformers.generation import logits_process as theirs
 from .. import ops, rules, selection
 from ..plan import Plan, plan
 from ..texts import Text
-from . import forward
-from .warpers import fresh_seed
+from . import forward, prompts
+from .branches import Branches
+from .warpers import fresh_seed, single
+from .written import Ends, Row, add
 
 _NONE = plan()
 _PROMPTS, _TEMPERATURES, _SAMPLES = 2**12, 2**8, 2**20  # a stream has 40 bits
@@ -47,13 +48,15 @@ def generate_temperatures(
 ) -> list[Text]:
     """Write num_samples texts at each temperature, all in one batch behind one prefill; rows that have ended leave the batch.
 
-    The rows of one prompt share its prefill: its part of the KV-cache is computed once and then repeated. The logits are the
-    model's own; processors of its generation config do not run.
+    The rows of one prompt share its prefill: its part of the cache is computed once and then repeated, states of linear attention
+    included. Where that cannot be (encoders, models that keep their states elsewhere than in a `DynamicCache`, and prompts with
+    images or other inputs than text) each row reads the prompt, and rows that have ended stay in the batch; the texts are the
+    same. The logits are the model's own; processors of its generation config do not run.
 
     Args:
-        model: a transformers decoder with a KV-cache.
-        inputs: a prompt (then `tokenizer` is needed), token ids [n] or [B, n], or what a tokenizer returns; several prompts must
-            be padded on the left.
+        model: a transformers model that decodes with transformers' own loop.
+        inputs: a prompt (then `tokenizer` is needed), token ids [n] or [B, n], or what a tokenizer or a processor returns, all of
+            which `generate` gets: pixel_values and so on. Several prompts for a decoder must be padded on the left.
         temperatures: one or more, each >= 0; greedy samples at 0 are all the same.
         num_samples: for each prompt and temperature.
         plan: the rules after the temperature, with one set of values.
@@ -61,7 +64,7 @@ def generate_temperatures(
         tokenizer: makes the texts; without it they are empty.
         max_new_tokens: at most so many tokens.
         eos_token_id: default: the model's generation config's; an empty list: none.
-        stop_strings: a text ends where one of them is complete.
+        stop_strings: a text ends where one of them is complete. They may be special tokens, or hold some.
         first_sample: the number of the first sample; go on here after an earlier call.
         progress: a bar of texts that are done (tqdm). None: on a terminal.
 
@@ -69,42 +72,99 @@ def generate_temperatures(
         A `fastdecode.texts.Text` for each, in the order of prompts, temperatures, samples. `fastdecode.texts.save` writes them.
 
     Raises:
-        ValueError: an argument is not as described, or a row of logits cannot be sampled.
+        ValueError: an argument is not as described, the model does not take an input, or a row of logits cannot be sampled.
     """
-    ids, mask = _encoded(model, inputs, tokenizer)
     plan = _NONE if plan is None else plan
-    kinds = [(b, i, s) for b in range(len(ids)) for i in range(len(temperatures)) for s in range(num_samples)]
-    _check(plan, temperatures, num_samples, first_sample, max_new_tokens, len(ids))
+    _check(plan, temperatures, num_samples, first_sample, max_new_tokens)
     stops = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings)
     if stops and (tokenizer is None or "" in stops):
         raise ValueError("stop_strings need a tokenizer that reads the tokens, and must not be empty.")
-    ends = _ends(model, eos_token_id)
-    seed = fresh_seed() if seed is None else seed
-    rows = [_Row(b, float(temperatures[i]), first_sample + s, stream_of(b, i, first_sample + s)) for b, i, s in kinds]
-    decoder = _Decoder(model, ids, mask)
-    logits = decoder.prefill().repeat_interleave(len(kinds) // len(ids), 0)
-    decoder.repeat(len(kinds) // len(ids))
-    alive, chain, streams = rows, plan, torch.empty(0, device="cpu")
-    with _bar(len(rows), progress) as bar:
-        for step in range(max_new_tokens):
-            if step == 0 or len(alive) != len(streams):
-                chain = plan.at(torch.tensor([row.temperature for row in alive], dtype=torch.float32, device="cpu"))
-                streams = torch.tensor([row.stream for row in alive], device="cpu")
-            drawn = ops.sample(logits, chain, seed=seed, step=step, streams=streams, stats=("raw_logprobs", "entropy"))
-            _add(alive, drawn, step)
-            for row in alive:
-                row.look(ends, stops, tokenizer)
-            left = [i for i, row in enumerate(alive) if row.end == "length"]
-            bar.update(len(alive) - len(left))
-            if not left or step + 1 == max_new_tokens:
-                break
-            tokens = drawn.tokens[left]
-            if len(left) < len(alive):
-                decoder.keep(torch.tensor(left))
-                alive = [alive[i] for i in left]
-            logits = decoder.step(tokens)
-        bar.update(bar.total - bar.n)
-    return [row.text_with(tokenizer, ends, stops) for row in rows]
+    given = prompts.arguments(model, inputs, tokenizer)
+    samples = range(first_sample, first_sample + num_samples)
+    ends = Ends(_end_tokens(model, eos_token_id), stops, tokenizer)
+    writing = _Writing(plan, list(map(float, temperatures)), samples, seed, ends, max_new_tokens, progress)
+    # generate() prepares all that the model needs: inputs of every kind, positions, the cache.
+    model.generate(
+        **given, custom_generate=writing, do_sample=True, num_beams=1, num_return_sequences=1, use_cache=True,
+        cache_implementation=None, stop_strings=None, return_dict_in_generate=False, max_new_tokens=max_new_tokens,
+    )  # fmt: skip
+    if not writing.rows:
+        raise ValueError(
+            f"generate_temperatures needs a model that decodes with transformers' own loop; got {type(model).__name__}, "
+            "whose generate() ignores custom_generate."
+        )
+    return [row.text_with(ends) for row in writing.rows]
+
+
+class _Writing:
+    """The loop that `generate` is given."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        temperatures: list[float],
+        samples: range,
+        seed: int | None,
+        ends: Ends,
+        most: int,
+        progress: Any,
+    ):
+        self.plan, self.temperatures, self.samples, self.ends = plan, temperatures, samples, ends
+        self.seed = fresh_seed() if seed is None else seed
+        self.most, self.progress = most, progress
+        self.rows: list[Row] = []
+
+    def __call__(
+        self, model: Any, input_ids: torch.Tensor, logits_processor: Any, stopping_criteria: Any, generation_config: Any,
+        **model_kwargs: Any,
+    ) -> None:  # fmt: skip
+        if forward.has_own_loop(model):
+            raise ValueError(
+                "generate_temperatures needs a model that decodes with transformers' own loop; "
+                f"{type(model).__name__} has another one."
+            )
+        self.rows = self._rows(len(input_ids))
+        branches = Branches(model, input_ids, generation_config, model_kwargs, len(self.rows) // len(input_ids))
+        with _bar(len(self.rows), self.progress) as bar:
+            self._write(branches, bar)
+
+    def _rows(self, prompts: int) -> list[Row]:
+        if prompts > _PROMPTS:
+            raise ValueError(f"there are streams for {_PROMPTS} prompts; got {prompts}: use another seed for more.")
+        return [
+            Row(b, t, sample, stream_of(b, i, sample))
+            for b in range(prompts)
+            for i, t in enumerate(self.temperatures)
+            for sample in self.samples
+        ]
+
+    def _write(self, branches: Branches, bar: Any) -> None:
+        logits, batch = branches.prefill(), self.rows
+        chain, streams = self.plan, torch.empty(0, device="cpu")
+        with branches.run.decoding():
+            for step in range(self.most):
+                if len(batch) != len(streams):
+                    chain = self.plan.at(
+                        torch.tensor([row.temperature for row in batch], dtype=torch.float32, device="cpu")
+                    )
+                    streams = torch.tensor([row.stream for row in batch], device="cpu")
+                drawn = ops.sample(
+                    single(logits), chain, seed=self.seed, step=step, streams=streams, stats=("raw_logprobs", "entropy")
+                )
+                before = sum(row.open for row in batch)
+                add(batch, drawn, step)
+                for row in batch:
+                    row.look(self.ends)
+                left = [i for i, row in enumerate(batch) if row.open]
+                bar.update(before - len(left))
+                if not left or step + 1 == self.most:
+                    break
+                tokens = drawn.tokens.clamp(min=0)  # a row that has ended may be -1
+                if len(left) < len(batch) and branches.can_select:
+                    branches.keep(torch.tensor(left))
+                    tokens, batch = tokens[left], [batch[i] for i in left]
+                logits = branches.step(tokens)
+            bar.update(bar.total - bar.n)
 
 
 @dataclass(frozen=True)
@@ -160,14 +220,15 @@ def vote_temperatures(
             f"voting needs per_round >= 1 and a budget for a sample at each temperature ({len(temperatures)}); "
             f"got per_round={per_round!r}, budget={budget!r}."
         )
+    ids = inputs.get("input_ids") if isinstance(inputs, Mapping) else inputs
+    if isinstance(ids, torch.Tensor) and ids.ndim == 2 and len(ids) > 1:
+        raise ValueError(f"voting takes one prompt; got {len(ids)}.")
     seed = fresh_seed() if seed is None else seed
     texts: list[list[Text]] = [[] for _ in temperatures]
     rounds = each = 0
     while True:
         n = min(per_round, budget // len(temperatures) - each)
         made = generate_temperatures(model, inputs, temperatures, n, seed=seed, first_sample=each, **options)
-        if made[-1].prompt:
-            raise ValueError(f"voting takes one prompt; got {made[-1].prompt + 1}.")
         for i, own in enumerate(texts):
             own += made[i * n : (i + 1) * n]
         rounds, each = rounds + 1, each + n
@@ -202,127 +263,10 @@ class MultiTemperatureLogitsProcessor(theirs.LogitsProcessor):
                 f"num_return_sequences must be a multiple of the number of temperatures ({len(self.temperatures)}); got a batch of {len(scores)} rows."
             )
         each_row = torch.tensor(self.temperatures * repeats, dtype=torch.float32, device=scores.device)
-        return ops.truncate(scores, plan(rules.temperature(each_row)))
+        return ops.truncate(single(scores), plan(rules.temperature(each_row))).to(scores.dtype)
 
 
 # ---- the parts -----------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Row:
-    """A text while it is written."""
-
-    prompt: int
-    temperature: float
-    sample: int
-    stream: int
-    end: str = "length"
-
-    def __post_init__(self) -> None:
-        self.tokens: list[int] = []
-        self.logprob = self.raw_logprob = self.entropy = 0.0
-
-    def look(self, ends: set[int], stops: list[str], tokenizer: Any) -> None:
-        """Has the last token ended it?"""
-        if self.tokens[-1] in ends:
-            self.end = "eos"
-        elif stops:
-            # A character takes four tokens at most (its bytes), and what came before may have begun in the middle of one.
-            tail = tokenizer.decode(self.tokens[-4 * max(map(len, stops)) - 8 :], skip_special_tokens=True)
-            if any(stop in tail for stop in stops):
-                self.end = "stop"
-
-    def text_with(self, tokenizer: Any, ends: set[int], stops: list[str]) -> Text:
-        text = (
-            ""
-            if tokenizer is None
-            else tokenizer.decode([t for t in self.tokens if t not in ends], skip_special_tokens=True)
-        )
-        if self.end == "stop":
-            text = text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=len(text))]
-        n = len(self.tokens)
-        return Text(
-            self.prompt, self.temperature, self.sample, self.stream, text, self.tokens, self.logprob, self.raw_logprob,
-            self.entropy / n, self.end,
-        )  # fmt: skip
-
-
-def _add(rows: list[_Row], drawn: Any, step: int) -> None:
-    """One transfer a step: the host must know who has ended."""
-    if bool(drawn.status.any()):
-        bad = [row for row, status in zip(rows, drawn.status.tolist()) if status]
-        raise ValueError(
-            f"every row of logits must hold a finite logit and no NaN; step {step} of prompt {bad[0].prompt} at temperature {bad[0].temperature:g} does not."
-        )
-    columns = (drawn.tokens, drawn.logprobs, drawn.raw_logprobs, drawn.entropy)
-    for row, token, logprob, raw, entropy in zip(rows, *(column.tolist() for column in columns)):
-        row.tokens.append(token)
-        row.logprob += logprob
-        row.raw_logprob += raw
-        row.entropy += entropy
-
-
-class _Decoder:
-    """The model, its cache and the mask: one prompt's worth at first, then one for each row that is alive."""
-
-    def __init__(self, model: Any, ids: torch.Tensor, mask: torch.Tensor):
-        self.model, self.ids, self.mask = model, ids, mask
-        takes = inspect.signature(model.forward).parameters
-        self.last_only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
-        self.positions = "position_ids" in takes
-        # A model of one's own may have the old name still; a wrapper may show none.
-        self.cache_name = "past_key_values" if "past_key_values" in takes else forward.CACHE
-        self.cache: Any = None
-
-    def prefill(self) -> torch.Tensor:
-        """Logits of the first new token, [B, V]."""
-        positions = (self.mask.cumsum(1) - 1).clamp(min=0)
-        return self._run(self.ids, positions, **self.last_only)
-
-    def repeat(self, times: int) -> None:
-        if not hasattr(self.cache, "batch_repeat_interleave"):
-            raise ValueError(
-                f"generate_temperatures needs a model with a KV-cache that can be repeated; got {type(self.cache).__name__}."
-            )
-        self.cache.batch_repeat_interleave(times)
-        self.mask = self.mask.repeat_interleave(times, 0)
-
-    def keep(self, rows: torch.Tensor) -> None:
-        rows = rows.to(self.mask.device)
-        self.cache.batch_select_indices(rows)
-        self.mask = self.mask[rows]
-
-    def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)
-        return self._run(tokens.to(self.ids.device)[:, None], self.mask.sum(1, keepdim=True) - 1)
-
-    def _run(self, ids: torch.Tensor, positions: torch.Tensor, **options: Any) -> torch.Tensor:
-        if self.positions:
-            options["position_ids"] = positions
-        options[self.cache_name] = self.cache
-        out = self.model(input_ids=ids, attention_mask=self.mask, use_cache=True, **options)
-        self.cache = getattr(out, self.cache_name)
-        return out.logits[:, -1]
-
-
-def _encoded(model: Any, inputs: Any, tokenizer: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and mask, [B, n], on the model's device."""
-    if model.config.is_encoder_decoder:
-        raise ValueError(f"generate_temperatures takes a decoder; got {type(model).__name__}.")
-    if isinstance(inputs, str):
-        if tokenizer is None:
-            raise ValueError("a prompt in words needs a tokenizer; pass tokenizer=, or token ids.")
-        inputs = tokenizer(inputs, return_tensors="pt")
-    given = inputs if isinstance(inputs, Mapping) else {"input_ids": inputs}
-    ids = given.get("input_ids")
-    if not isinstance(ids, torch.Tensor) or ids.ndim not in (1, 2) or not ids.numel() or ids.is_floating_point():
-        raise ValueError("inputs must be a prompt, token ids [n] or [B, n] with n >= 1, or what a tokenizer returns.")
-    ids = ids.unsqueeze(0) if ids.ndim == 1 else ids
-    mask = given.get("attention_mask")
-    mask = torch.ones_like(ids) if mask is None else mask.view(ids.shape)
-    if not bool(mask[:, -1].all()):
-        raise ValueError("prompts must be padded on the left; set tokenizer.padding_side = 'left'.")
-    return ids.to(model.device), mask.to(model.device)
 
 
 def _check_temperatures(temperatures: Sequence[float]) -> None:
@@ -332,9 +276,7 @@ def _check_temperatures(temperatures: Sequence[float]) -> None:
         rules.temperature(t)
 
 
-def _check(
-    plan: Plan, temperatures: Sequence[float], num_samples: int, first_sample: int, max_new_tokens: int, prompts: int
-) -> None:
+def _check(plan: Plan, temperatures: Sequence[float], num_samples: int, first_sample: int, max_new_tokens: int) -> None:
     _check_temperatures(temperatures)
     if plan.rows is not None:
         raise ValueError("the plan of generate_temperatures must hold numbers; its rows are not known to the caller.")
@@ -342,13 +284,13 @@ def _check(
         raise ValueError(
             f"num_samples and max_new_tokens must be whole numbers >= 1, first_sample >= 0; got {num_samples!r}, {max_new_tokens!r} and {first_sample!r}."
         )
-    if prompts > _PROMPTS or len(temperatures) > _TEMPERATURES or first_sample + num_samples > _SAMPLES:
+    if len(temperatures) > _TEMPERATURES or first_sample + num_samples > _SAMPLES:
         raise ValueError(
-            f"there are streams for {_PROMPTS} prompts, {_TEMPERATURES} temperatures and {_SAMPLES} samples of each; use another seed for more."
+            f"there are streams for {_TEMPERATURES} temperatures and {_SAMPLES} samples of each; use another seed for more."
         )
 
 
-def _ends(model: Any, eos_token_id: int | Sequence[int] | None) -> set[int]:
+def _end_tokens(model: Any, eos_token_id: int | Sequence[int] | None) -> set[int]:
     given = model.generation_config.eos_token_id if eos_token_id is None else eos_token_id
     return set() if given is None else {given} if isinstance(given, int) else set(given)
 

@@ -30,6 +30,15 @@ def fresh_seed() -> int:
     return int(torch.randint(-(2**63), 2**63 - 1, (1,), device="cpu"))
 
 
+def single(scores: torch.Tensor) -> torch.Tensor:
+    """Scores as our functions take them.
+
+    They take no float64, since a row twice as long in memory draws no better. transformers makes float32 of the logits of a float64
+    model, but lets processors return float64; both come in here.
+    """
+    return scores.float() if scores.dtype == torch.float64 else scores
+
+
 class _NoTopH(theirs.LogitsProcessor):
     """In place of transformers' class where it has none (4.57)."""
 
@@ -75,7 +84,7 @@ class _Masker(theirs.LogitsProcessor):
 
     # transformers inspects this signature at every step, and refuses a third parameter even if it has a default.
     def __call__(self, input_ids: torch.LongTensor, scores: torch.Tensor) -> torch.Tensor:
-        return truncate(scores, self.plan, filter_value=self.filter_value)
+        return truncate(single(scores), self.plan, filter_value=self.filter_value).to(scores.dtype)
 
 
 class TemperatureLogitsWarper(_Masker, theirs.TemperatureLogitsWarper):
@@ -246,7 +255,7 @@ class SamplerLogitsProcessor(theirs.LogitsProcessor):
         self.samples = []
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.Tensor) -> torch.Tensor:
-        drawn = sample(scores, self.plan, seed=self.seed, step=len(self.samples), stats=self.stats)
+        drawn = sample(single(scores), self.plan, seed=self.seed, step=len(self.samples), stats=self.stats)
         self.samples.append(drawn)
         token = drawn.tokens.unsqueeze(1)
         only = torch.full_like(scores, -math.inf).scatter_(1, token.clamp(min=0), 0.0)
