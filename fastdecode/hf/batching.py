@@ -19,7 +19,7 @@ from .. import rules
 from ..ops import truncate
 from ..plan import plan
 from ..rules import Rule, Variant
-from .warpers import RULES
+from .warpers import RULES, single
 
 # In the order of generate(): how a parameter becomes a rule, and the value that switches it off, if there is one.
 _PARAMETERS: dict[str, tuple[Callable[..., Rule], float | None]] = {
@@ -37,7 +37,7 @@ _PARAMETERS: dict[str, tuple[Callable[..., Rule], float | None]] = {
 class PerRequestLogitsProcessor(batching.ContinuousBatchingLogitsProcessor):
     """One rule, with a parameter that every request may set by its name: `manager.add_request(ids, min_p=0.1)`.
 
-    As in transformers, top_p=0 keeps the most probable token. top_k <= 0 switches top-k off, and temperature=0 makes the
+    As in transformers, top_p=0 keeps the most probable token, and top_k=1 all that tie for it. top_k <= 0 switches top-k off, and temperature=0 makes the
     request greedy.
 
     Args:
@@ -88,7 +88,7 @@ class PerRequestLogitsProcessor(batching.ContinuousBatchingLogitsProcessor):
         return torch.tensor(values, dtype=torch.float32).view(torch.int32)
 
     def __call__(self, scores: torch.Tensor, tensor_arg: torch.Tensor) -> torch.Tensor:
-        return truncate(scores, plan(self.rule(tensor_arg, len(scores))))
+        return truncate(single(scores), plan(self.rule(tensor_arg, len(scores)))).to(scores.dtype)
 
 
 class PerRequestProcessorList(batching.ContinuousBatchingLogitsProcessorList):
@@ -115,13 +115,13 @@ class PerRequestProcessorList(batching.ContinuousBatchingLogitsProcessorList):
                 waiting.append(processor.rule(logits_processor_args[line], len(scores)))
                 line += 1
                 continue
-            scores, waiting = (truncate(scores, plan(waiting)), []) if waiting else (scores, [])
+            scores, waiting = (truncate(single(scores), plan(waiting)), []) if waiting else (scores, [])
             if isinstance(processor, batching.ContinuousBatchingLogitsProcessor):
                 scores = processor(scores, logits_processor_args[line])
                 line += 1
             else:
                 scores = processor(input_ids, scores)
-        return truncate(scores, plan(waiting)) if waiting else scores
+        return truncate(single(scores), plan(waiting)) if waiting else scores
 
 
 def per_request(manager: Any, top_h_variant: Variant = "hf", **defaults: float | None) -> Any:

@@ -12,7 +12,7 @@ from .. import ops, rules
 from ..plan import plan
 from ..record import STATISTICS, Sample, Statistics
 from . import stages
-from .warpers import fresh_seed
+from .warpers import fresh_seed, single
 
 _GREEDY = plan(rules.temperature(0.0))
 
@@ -84,7 +84,7 @@ class Draw:
         drawn = None
         if self.stats or not self.greedy:
             drawn = ops.sample(
-                logits, self.plan, seed=self.seed, step=self.steps, streams=self.streams, stats=self.stats
+                single(logits), self.plan, seed=self.seed, step=self.steps, streams=self.streams, stats=self.stats
             )
             self.steps += 1
         if self.stats:
@@ -93,7 +93,7 @@ class Draw:
         if drawn is not None and not self.greedy:
             return drawn.tokens.to(input_ids.device), drawn.status
         last = self.stages.last
-        return (ops.truncate(logits, last) if last.rules else logits).argmax(-1).to(input_ids.device), None
+        return (ops.truncate(single(logits), last) if last.rules else logits).argmax(-1).to(input_ids.device), None
 
     def scores_so_far(self) -> tuple[torch.Tensor, ...] | None:
         return None if self.scores is None else tuple(self.scores)

@@ -19,7 +19,7 @@ from transformers.generation import utils as theirs
 
 from ..record import Statistics
 from ..rules import Variant
-from . import forward, stages
+from . import caller, forward, stages
 from .draw import OUTPUTS, Draw, Layers
 
 MODES = (theirs.GenerationMode.GREEDY_SEARCH, theirs.GenerationMode.SAMPLE)
@@ -47,7 +47,8 @@ def sample(
         model.generate(**inputs, do_sample=True, temperature=1.5, top_h=0.4, top_k=0, custom_generate=fd.hf.sample, seed=7)
 
     Write the keyword arguments below into the call of `generate`, or bind them with `sample_with`; a streamer can only be given
-    to `sample_with`, as transformers does not pass it on. Rows are those of the batch times num_return_sequences.
+    to `sample_with`, as transformers does not pass it on. Rows are those of the batch times num_return_sequences. As in
+    transformers, top_k=1 draws among tokens that tie for the largest logit; do_sample=False takes the first of them.
 
     Args:
         seed: 64-bit number, or int64 with one value per row. None draws one from torch's default generator, so
@@ -62,13 +63,20 @@ def sample(
             that is handed out can be shortened; otherwise 1. Steps computed in vain are taken back.
 
     Raises:
-        ValueError: a row cannot be sampled (a NaN, or every token removed), or an argument does not fit.
+        ValueError: a row cannot be sampled (a NaN, or every token removed), an argument does not fit, or `generate` was given an
+            assistant, or a streamer, which it keeps to itself.
+        TypeError: logits_processor holds a plan or a rule, which `FusedLogitsProcessor` makes a processor of.
     """
-    if type(model)._sample is not theirs.GenerationMixin._sample:
+    if forward.has_own_loop(model):
         raise ValueError(
             f"fastdecode.hf.sample replaces transformers' own decoding loop; {type(model).__name__} has another one: "
             "leave custom_generate out."
         )
+    caller.refuse_what_generate_keeps(
+        model, "sample",
+        alone="leave custom_generate out, or use fastdecode.hf.patch(model), which leaves such calls to transformers",
+        streaming="custom_generate=fastdecode.hf.sample_with(streamer=streamer), or use fastdecode.hf.patch(model),",
+    )  # fmt: skip
     mode = generation_config.get_generation_mode()
     if mode not in MODES:
         raise ValueError(
@@ -184,25 +192,32 @@ def _all_theirs(*objects: Any) -> bool:
 
 
 class _Text:
-    """The token ids, prompt first, in one tensor that is written from left to right; `ids` is the part written so far."""
+    """The token ids, prompt first, in one tensor that is written from left to right.
+
+    `ids` is the part written so far. Processors and stopping criteria get it, so it is what transformers hands out: int64 and
+    contiguous, which for several rows takes a copy at each step.
+    """
 
     def __init__(self, prompt: torch.Tensor, max_length: int | None):
         rows, self.length = prompt.shape
         room = 256 if max_length is None else min(256, max(0, max_length - self.length))
         self.start = self.length
-        self.memory = torch.cat([prompt, prompt.new_empty(rows, room)], dim=1)
-        self.ids = self.memory[:, : self.length]
+        self.memory = torch.cat([prompt.long(), prompt.new_empty(rows, room, dtype=torch.int64)], dim=1)
+        self.ids = self._ids()
 
     def append(self, tokens: torch.Tensor) -> None:
         if self.length == self.memory.shape[1]:
             self.memory = torch.cat([self.memory, torch.empty_like(self.memory[:, : max(256, self.length)])], dim=1)
         self.memory[:, self.length] = tokens
         self.length += 1
-        self.ids = self.memory[:, : self.length]
+        self.ids = self._ids()
 
     def shorten(self, tokens: int) -> None:
         self.length -= tokens
-        self.ids = self.memory[:, : self.length]
+        self.ids = self._ids()
+
+    def _ids(self) -> torch.Tensor:
+        return self.memory[:, : self.length].contiguous()
 
 
 class _Watch:

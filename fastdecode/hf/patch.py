@@ -11,6 +11,8 @@ from typing import Any
 from transformers.generation import StoppingCriteriaList, StopStringCriteria
 from transformers.generation import utils as theirs
 
+from . import caller, stages
+from .forward import has_own_loop
 from .loop import MODES, sample_with
 
 _LOCK = threading.Lock()
@@ -124,13 +126,18 @@ def _redirected(
 ) -> inspect.BoundArguments | None:
     """The same call with our loop in it; None where transformers shall go its own way."""
     own = theirs.GenerationMixin
-    if type(model).generate is not own.generate or type(model)._sample is not own._sample:
+    if type(model).generate is not own.generate or has_own_loop(model):
         return None
     call = _SIGNATURE.bind(model, *args, **kwargs)
     given = call.arguments
     extra = given["kwargs"] = dict(given.get("kwargs", {}))
-    if given.get("custom_generate") is not None or given.get("assistant_model") is not None:
+    if (
+        given.get("custom_generate") is not None
+        or given.get("assistant_model") is not None
+        or caller.ASSISTING & set(extra)
+    ):
         return None
+    stages.refuse_plans(given.get("logits_processor"))
     defaults = {name: given[name] for name in ("use_model_defaults",) if name in given}  # 4.57
     config, _ = model._prepare_generation_config(given.get("generation_config"), **defaults, **extra)
     if config.get_generation_mode() not in MODES or config.is_assistant or config.token_healing:

@@ -15,7 +15,7 @@ from transformers.generation import logits_process as theirs
 
 from ..ops import truncate
 from ..plan import Plan, plan
-from ..rules import Variant
+from ..rules import Rule, Variant
 from . import warpers
 
 Processor = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -39,12 +39,12 @@ class Stages:
     def scores(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """What the last plan starts from. Writes into `scores`, which must be the caller's own float32 copy."""
         for stage in self.before:
-            scores = truncate(scores, stage) if isinstance(stage, Plan) else stage(input_ids, scores)
+            scores = truncate(warpers.single(scores), stage) if isinstance(stage, Plan) else stage(input_ids, scores)
         return scores
 
     def processed(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """What transformers would return as `scores`: `scores` after the last plan."""
-        masked = truncate(scores, self.last) if self.last.rules else scores
+        masked = truncate(warpers.single(scores), self.last) if self.last.rules else scores
         return masked if self.normalize is None else self.normalize(input_ids, masked)
 
 
@@ -54,7 +54,11 @@ def read(processors: list[Processor], top_h_variant: Variant = "hf") -> Stages:
     Args:
         processors: transformers' `LogitsProcessorList`, or any list.
         top_h_variant: what transformers' own Top-H warper shall mean, see `fastdecode.top_h`.
+
+    Raises:
+        TypeError: a plan or a rule is among them.
     """
+    refuse_plans(processors)
     if type(processors) not in (theirs.LogitsProcessorList, list):  # its __call__ may do anything
         return Stages([processors], plan(), None)  # type: ignore[list-item]
     rest = list(processors)
@@ -71,6 +75,17 @@ def read(processors: list[Processor], top_h_variant: Variant = "hf") -> Stages:
     last = stages.pop() if stages and isinstance(stages[-1], Plan) else plan()
     assert isinstance(last, Plan)
     return Stages(stages, last, normalize)
+
+
+def refuse_plans(processors: object) -> None:
+    """A plan is no processor, though it does what some do."""
+    for thing in processors if isinstance(processors, (list, tuple)) else [processors]:
+        if isinstance(thing, (Plan, Rule)):
+            made = repr(thing) if isinstance(thing, Plan) else f"plan({thing!r})"
+            raise TypeError(
+                f"logits_processor takes processors; got {thing!r}: pass "
+                f"logits_processor=[fastdecode.hf.FusedLogitsProcessor(fastdecode.{made})] instead."
+            )
 
 
 def plan_of(processor: Processor, top_h_variant: Variant = "hf") -> Plan | None:

@@ -20,10 +20,10 @@ from ..embedding import soft_embedding
 from ..plan import Plan, plan
 from ..record import Noise
 from ..soft import SoftTokens, soft_tokens
-from . import forward, stages
+from . import caller, forward, stages
 from .draw import Draw
 from .loop import MODES, _Text, _Watch
-from .warpers import fresh_seed
+from .warpers import fresh_seed, single
 
 THINKING = plan(rules.temperature(0.6), rules.top_k(30), rules.top_p(0.95))
 
@@ -82,7 +82,8 @@ def soft_thinking(
         seed, streams: as in `fastdecode.hf.sample`. The first new token is step 0, whatever its phase.
 
     Raises:
-        ValueError: a row cannot be sampled (a NaN, or every token removed), or an argument does not fit.
+        ValueError: a row cannot be sampled (a NaN, or every token removed), an argument does not fit, or `generate` was given an
+            assistant, or a streamer, which it keeps to itself: bind it with functools.partial.
     """
     _check(model, generation_config, end_of_thinking, cold_stop, patience, max_thinking)
     rows, device = len(input_ids), input_ids.device
@@ -121,7 +122,7 @@ def soft_thinking(
                     tokens = torch.where(thinking | ~unfinished, pad, drawn)
                     status = status if flagged is None else torch.where(thinking, 0, flagged.to(device))
                 if bool(thinking.any()):
-                    soft = soft_tokens(logits, thinking_plan, step=watch.steps, **mixing)  # type: ignore[arg-type]
+                    soft = soft_tokens(single(logits), thinking_plan, step=watch.steps, **mixing)  # type: ignore[arg-type]
                     status = torch.where(thinking, soft.status.to(device), status)
                     tokens = torch.where(thinking, soft.tokens.to(device), tokens)
                     tokens = phase.advance(thinking, tokens, soft.entropy.to(device))
@@ -223,11 +224,15 @@ def _stacked(record: list[SoftTokens]) -> SoftTokens:
 
 
 def _check(model: Any, config: Any, end: Any, cold_stop: float, patience: int, most: int | None) -> None:
-    if type(model)._sample is not theirs.GenerationMixin._sample or model.config.is_encoder_decoder:
+    if forward.has_own_loop(model) or model.config.is_encoder_decoder:
         raise ValueError(
             "fastdecode.hf.soft_thinking needs a decoder that generates with transformers' own loop; "
             f"got {type(model).__name__}: leave custom_generate out."
         )
+    caller.refuse_what_generate_keeps(
+        model, "soft_thinking", alone="leave it out",
+        streaming="custom_generate=functools.partial(fastdecode.hf.soft_thinking, streamer=streamer)",
+    )  # fmt: skip
     mode = config.get_generation_mode()
     if mode not in MODES:
         raise ValueError(
