@@ -245,6 +245,8 @@ def test_bad_votes(words):
         ("needs a tokenizer", {"budget": 4}),
         (r"each temperature \(2\); got per_round=4, budget=1", {"budget": 1, "tokenizer": tokenizer}),
         ("per_round=0", {"budget": 4, "per_round": 0, "tokenizer": tokenizer}),
+        ("one prompt; got 2", {"inputs": {"input_ids": torch.ones(2, 3, dtype=torch.int64)}, "budget": 4, "tokenizer": tokenizer}),
+        ("one prompt; got 2", {"inputs": {"inputs_embeds": torch.ones(2, 3, 16)}, "budget": 4, "tokenizer": tokenizer}),
         ("one prompt; got 2", {"inputs": torch.ones(2, 3, dtype=torch.int64), "budget": 4, "tokenizer": tokenizer, "max_new_tokens": 2}),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
@@ -295,16 +297,9 @@ def test_refused(llama, prompts, message, options):
         hf.generate_temperatures(**{"model": llama, "inputs": prompts, "temperatures": [1.0], **options})
 
 
-def test_models_that_cannot(models, prompts):
-    with pytest.raises(ValueError, match="takes a decoder; got Bart"):
-        written(models["bart"], prompts)
-
-
 def test_a_row_that_cannot_be_sampled(llama, prompts, monkeypatch):
-    real = module._Decoder._run
-    monkeypatch.setattr(
-        module._Decoder, "_run", lambda self, *a, **k: real(self, *a, **k).masked_fill(torch.tensor(len(a[0]) > 3), float("nan"))
-    )  # fmt: skip
+    real = module.Branches.step
+    monkeypatch.setattr(module.Branches, "step", lambda self, tokens: real(self, tokens) * float("nan"))
     with pytest.raises(ValueError, match=r"step 1 of prompt 0 at temperature 0\.5 does not"):
         written(llama, prompts)
 

@@ -103,7 +103,10 @@ class Forward:
                 not _OLD or model.config.get_text_config() is model.config
             )  # others keep the offsets of their positions
             and type(model)._update_model_kwargs_for_generation is own
-            and all(name in names or isinstance(value, (bool, int, type(None))) for name, value in self.kwargs.items())
+            and all(
+                name in names or isinstance(value, (bool, int, type(None))) or value == {}  # no images
+                for name, value in self.kwargs.items()
+            )
         )
 
     def keeps_all_in_the_cache(self) -> bool:

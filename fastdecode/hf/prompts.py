@@ -48,6 +48,14 @@ def arguments(model: Any, inputs: Any, tokenizer: Any) -> dict[str, Any]:
     return {name: v.to(model.device) if torch.is_tensor(v) else v for name, v in given.items()}
 
 
+def count(inputs: Any) -> int:
+    """The number of prompts in `inputs`, as far as that can be told before `generate` has seen them."""
+    given = inputs if isinstance(inputs, Mapping) else {"input_ids": inputs}
+    first = next((given[name] for name in ("input_ids", "inputs_embeds", "input_features") if name in given), None)
+    least = 2 if given.get("input_ids") is first else 3
+    return len(first) if isinstance(first, torch.Tensor) and first.ndim >= least else 1
+
+
 def _check_ids(given: dict[str, Any]) -> None:
     ids = given.get("input_ids")
     if ids is None and any(torch.is_tensor(value) for value in given.values()):

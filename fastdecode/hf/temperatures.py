@@ -6,7 +6,7 @@ and those three, not on how many others are asked for, and more samples of the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -220,9 +220,9 @@ def vote_temperatures(
             f"voting needs per_round >= 1 and a budget for a sample at each temperature ({len(temperatures)}); "
             f"got per_round={per_round!r}, budget={budget!r}."
         )
-    ids = inputs.get("input_ids") if isinstance(inputs, Mapping) else inputs
-    if isinstance(ids, torch.Tensor) and ids.ndim == 2 and len(ids) > 1:
-        raise ValueError(f"voting takes one prompt; got {len(ids)}.")
+    count = prompts.count(inputs)
+    if count > 1:
+        raise ValueError(f"voting takes one prompt; got {count}.")
     seed = fresh_seed() if seed is None else seed
     texts: list[list[Text]] = [[] for _ in temperatures]
     rounds = each = 0
