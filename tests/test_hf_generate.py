@@ -216,7 +216,9 @@ def test_sampler_seed_from_torch():
     assert seeds[0] == seeds[1] and seeds[0][0] != seeds[0][1]
 
 
-def test_a_rule_is_not_a_plan():
+def test_a_rule_will_do_for_a_plan_and_nothing_else():
     for make in (hf.FusedLogitsProcessor, hf.SamplerLogitsProcessor):
+        for given in (fd.top_k(5), [fd.top_k(5)]):
+            assert make(given).plan == fd.plan(fd.top_k(5))
         with pytest.raises(TypeError, match=r"plan must be made with fastdecode.plan"):
-            make(fd.top_k(5))(None, normal(2, 10, 1.0, 16))
+            make(fd.top_k)

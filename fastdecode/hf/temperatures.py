@@ -14,7 +14,7 @@ import torch
 from transformers.generation import logits_process as theirs
 
 from .. import ops, rules, selection
-from ..plan import Plan, plan
+from ..plan import Plan, PlanLike, as_plan, plan
 from ..texts import Text
 from . import forward, prompts
 from .branches import Branches
@@ -36,7 +36,7 @@ def generate_temperatures(
     inputs: Any,
     temperatures: Sequence[float],
     num_samples: int = 1,
-    plan: Plan | None = None,
+    plan: PlanLike | None = None,
     seed: int | None = None,
     *,
     tokenizer: Any = None,
@@ -74,15 +74,15 @@ def generate_temperatures(
     Raises:
         ValueError: an argument is not as described, the model does not take an input, or a row of logits cannot be sampled.
     """
-    plan = _NONE if plan is None else plan
-    _check(plan, temperatures, num_samples, first_sample, max_new_tokens)
+    chain = _NONE if plan is None else as_plan(plan)
+    _check(chain, temperatures, num_samples, first_sample, max_new_tokens)
     stops = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings)
     if stops and (tokenizer is None or "" in stops):
         raise ValueError("stop_strings need a tokenizer that reads the tokens, and must not be empty.")
     given = prompts.arguments(model, inputs, tokenizer)
     samples = range(first_sample, first_sample + num_samples)
     ends = Ends(_end_tokens(model, eos_token_id), stops, tokenizer)
-    writing = _Writing(plan, list(map(float, temperatures)), samples, seed, ends, max_new_tokens, progress)
+    writing = _Writing(chain, list(map(float, temperatures)), samples, seed, ends, max_new_tokens, progress)
     # generate() prepares all that the model needs: inputs of every kind, positions, the cache.
     model.generate(
         **given, custom_generate=writing, do_sample=True, num_beams=1, num_return_sequences=1, use_cache=True,

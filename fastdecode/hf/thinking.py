@@ -17,7 +17,7 @@ from transformers.generation import utils as theirs
 
 from .. import rules
 from ..embedding import soft_embedding
-from ..plan import Plan, plan
+from ..plan import PlanLike, as_plan, plan
 from ..record import Noise
 from ..soft import SoftTokens, soft_tokens
 from . import caller, forward, stages
@@ -49,8 +49,8 @@ def soft_thinking(
     streamer: Any = None,
     *,
     end_of_thinking: int | None = None,
-    thinking_plan: Plan = THINKING,
-    answer_plan: Plan | None = None,
+    thinking_plan: PlanLike = THINKING,
+    answer_plan: PlanLike | None = None,
     noise: Noise = "gumbel",
     tau: float | torch.Tensor = 0.5,
     top_m: int | None = 5,
@@ -88,10 +88,11 @@ def soft_thinking(
     _check(model, generation_config, end_of_thinking, cold_stop, patience, max_thinking)
     rows, device = len(input_ids), input_ids.device
     seed = fresh_seed() if seed is None else seed
-    chosen = stages.read(logits_processor) if answer_plan is None else stages.Stages([], answer_plan, None)
+    given = None if answer_plan is None else as_plan(answer_plan)
+    chosen = stages.read(logits_processor) if given is None else stages.Stages([], given, None)
     answer = Draw(chosen, generation_config, input_ids, seed, streams, False)
-    if answer_plan is not None:  # whatever do_sample says
-        answer.greedy, answer.plan = False, answer_plan
+    if given is not None:  # whatever do_sample says
+        answer.greedy, answer.plan = False, given
     mixing = {"noise": noise, "tau": tau, "top_m": top_m, "gamma": gamma, "k": k, "scale": scale,
               "seed": seed, "streams": streams}  # fmt: skip
     phase = _Phase(rows, device, end_of_thinking, cold_stop, patience, max_thinking, thinks)

@@ -21,7 +21,7 @@ from transformers.generation import logits_process as theirs
 
 from .. import rules
 from ..ops import sample, truncate
-from ..plan import Plan, plan
+from ..plan import Plan, PlanLike, as_plan, plan
 from ..record import Sample, Statistics
 
 
@@ -202,13 +202,13 @@ class FusedLogitsProcessor(_Masker):
     A generation_config that sets min_p, typical_p, top_h, epsilon_cutoff or eta_cutoff needs the same treatment with None.
 
     Args:
-        plan: made with `fastdecode.plan`. Per-row parameters hold one value per row of scores: batch * num_beams of them.
+        plan: made with `fastdecode.plan`, or a rule, or a list of rules. Per-row parameters hold one value per row of scores: batch * num_beams of them.
             For beam sampling give the rules min_tokens_to_keep=2 or more (the number of eos tokens + 1).
         filter_value: what removed tokens hold; tokens that were -inf already count as removed.
     """
 
-    def __init__(self, plan: Plan, filter_value: float = -math.inf):
-        self.plan = plan
+    def __init__(self, plan: PlanLike, filter_value: float = -math.inf):
+        self.plan = as_plan(plan)
         self.filter_value = filter_value
 
     @property
@@ -233,7 +233,7 @@ class SamplerLogitsProcessor(theirs.LogitsProcessor):
     time; call `reset()` between two, or the second goes on where the first ended.
 
     Args:
-        plan: made with `fastdecode.plan`; None is the plain softmax.
+        plan: made with `fastdecode.plan`, or a rule, or a list of rules; None is the plain softmax.
         seed: 64-bit number, or int64 [B]. None draws one here from torch's default generator.
         stats: as in `fastdecode.sample`.
 
@@ -244,8 +244,8 @@ class SamplerLogitsProcessor(theirs.LogitsProcessor):
     supports_continuous_batching = False  # the row of a request and its number of tokens change from step to step
     samples: list[Sample]
 
-    def __init__(self, plan: Plan | None, seed: int | torch.Tensor | None = None, stats: Statistics = False):
-        self.plan = plan
+    def __init__(self, plan: PlanLike | None, seed: int | torch.Tensor | None = None, stats: Statistics = False):
+        self.plan = None if plan is None else as_plan(plan)
         self.seed = fresh_seed() if seed is None else seed
         self.stats = stats
         self.reset()
