@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 import fastdecode as fd
 from fastdecode import __main__ as cli
-from fastdecode import plot
+from fastdecode import demo, plot
 
 REAL = DATA / "smollm2_logits.safetensors"
 FIVE = plot.Row(torch.tensor([0.15, 0.5, 0.03, 0.25, 0.07]).log(), "five")
@@ -89,8 +89,6 @@ def test_the_command_reads_files_and_draws_the_rules_that_are_asked_for(tmp_path
 
 
 def test_a_text_is_given_to_the_model_as_it_is(tmp_path):
-    from fastdecode import demo
-
     loaded = demo.load(str(tiny_model.save(tmp_path)), None)
     row = plot.row_after(loaded, "the old keeper " * 10)
     ids = torch.tensor([loaded.tokenizer("the old keeper " * 10)["input_ids"]])
@@ -104,15 +102,20 @@ def test_a_text_is_given_to_the_model_as_it_is(tmp_path):
         ("", "give one of the two"),
         (f"words --logits {REAL}", "give one of the two"),
         ("--logits nothing.npy", "there is none at 'nothing.npy'"),
-        (f"--logits {__file__}", "must be a .npy or .safetensors file; got 'test_plot.py'"),
+        (f"--logits {__file__}", "must be a .npy or .safetensors file; got '"),
         (f"--logits {REAL} --row 64", "--row must be below 64"),
-        (f"--logits {REAL} --row -1", "--row must be below 64"),
+        (f"--logits {REAL} --row -1", "--row: expected a whole number in [0, "),
         (f"--logits {REAL} --temperatures 0,1", "temperatures above 0; got [0, 1]"),
-        (f"--logits {REAL} --top-p 2", "top_p must be a number in (0, 1]"),
-        (f"--logits {REAL} --temperatures 1 --out kept.nothing", "for 'kept.nothing' matplotlib says"),
+        (f"--logits {REAL} --top-p 2", "--top-p must be a number in (0, 1]; got 2."),
+        (f"--logits {REAL} --temperatures {'1,' * 16}1", "1 to 16 temperatures; got 17"),
+        ("words --out kept.nothing", "--out must end in one of ."),
+        ("words --out kept", "'kept'"),
+        ("words --out no/such/kept.png", "--out: expected a file that can be written; got 'no/such/kept.png'"),
+        ("words --temperatures 0", "temperatures above 0; got [0]"),
     ],
 )
-def test_a_request_that_cannot_be_met_is_one_sentence(options, sentence, capsys):
+def test_a_request_that_cannot_be_met_is_one_sentence(options, sentence, capsys, monkeypatch):
+    monkeypatch.setattr(demo, "load", None)  # it must be said before a model is loaded
     with pytest.raises(SystemExit) as left:
         cli.main(["plot", *options.split()])
     told = capsys.readouterr().err
