@@ -76,7 +76,7 @@ class Printer:
         return self._decoded(self.tokens[self.first :])[len(before) :]
 
     def _decoded(self, tokens: list[int]) -> str:
-        # A clean-up would take away a space that is printed already.
+        # A clean-up looks at neighbours on both sides ("it 's"), and what is printed cannot be taken back.
         return self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def _print(self, piece: str) -> None:

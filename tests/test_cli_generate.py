@@ -118,6 +118,12 @@ def test_what_is_printed_is_the_text_whatever_the_tokens_split(capsys):
     printer.end()
     assert "".join(pieces) == text and capsys.readouterr().out == "\n"
     assert all(len(piece) <= 1 and piece != "\N{REPLACEMENT CHARACTER}" for piece in pieces)
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate("it ' s , is ?".split())}))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    spaced = story.Printer(PreTrainedTokenizerFast(tokenizer_object=words, clean_up_tokenization_spaces=True))
+    for token in range(6):
+        spaced.put(token)
+    assert capsys.readouterr().out == "it ' s , is ?"
     for token in tokenizer.encode("é")[:1]:  # a text may end in the middle of a character
         printer.put(token)
     printer.end()
