@@ -2,6 +2,7 @@
 # make test     set everything up and run all tests
 # make bench    measure, with the peers, and write bench/results, the README's tables and plots: ten minutes; bench-quick: one
 # make gpu-check  on a machine with an NVIDIA GPU and nvcc: build, all CUDA tests, compute-sanitizer, benchmarks
+# make gpu-compile  compile the Triton kernels for NVIDIA's and AMD's GPUs, where there is none, and judge them: ten minutes
 # make dev      compile the extension again after a change in csrc/ (Python files need nothing)
 # make doctor   versions, build, engines, self-test
 # make fuzz     ten minutes of random plans and hostile rows for the C++ engine, compiled with sanitizers
@@ -37,7 +38,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 # Without build isolation, objects under build/ are found again by the next build.
 IN_PLACE := $(PIP) --no-build-isolation -e
 
-.PHONY: demo test fuzz bench bench-quick gpu-check dev doctor lint wheel test-install test-hf457 test-oldest clean native
+.PHONY: demo test fuzz bench bench-quick gpu-check gpu-compile dev doctor lint wheel test-install test-hf457 test-oldest clean native
 
 demo: $(VENV)/.demo native
 	$(BIN)/python -m fastdecode generate "$(PROMPT)" --compare --temperature 1.2 --seed $(SEED)
@@ -65,6 +66,13 @@ gpu-check: $(VENV)/.test $(VENV)/.bench
 	for tool in memcheck racecheck synccheck; do \
 		compute-sanitizer --tool $$tool --error-exitcode 1 $(BIN)/python -m bench.gpu --sanitize || exit 1; done
 	$(BIN)/python -m bench.gpu
+
+# Every target is tried, and one that has a fault makes it fail. Kernels that were compiled before are taken from build/triton.
+GPU_TARGETS ?= cuda:80 cuda:90 cuda:100 hip:gfx942
+gpu-compile: $(VENV)/.test
+	failed=0; for target in $(GPU_TARGETS); do \
+		TRITON_INTERPRET=0 TRITON_CACHE_DIR=build/triton PYTHONPATH=. $(BIN)/python tests/compile_triton.py $$target || failed=1; \
+	done; exit $$failed
 
 dev: $(VENV)/.package native
 

@@ -32,6 +32,10 @@ from . import philox, rules
 
 GROUP = tl.constexpr(philox.GROUP_SIZE)
 TILE = tl.constexpr(16)  # groups that a pass holds at once
+HALF_TILE = tl.constexpr(
+    8
+)  # the same in `gather`: with an address for each token a whole tile does not fit into registers
+LANES = tl.constexpr(32)  # of a warp
 SPAN = tl.constexpr(1024)  # groups whose maxima are held at once
 LOWEST = tl.constexpr(-3.4028234663852886e38)  # the smallest finite logit: -inf never survives
 LN2 = tl.constexpr(0.6931471805599453)
@@ -77,13 +81,29 @@ def kernel(function):
 
 @triton.jit
 def tokens_at(row_ptr, group, valid, limit, overflow, VEC: tl.constexpr):
-    """The logits [TILE, GROUP] of some groups as float32, -inf where there is none.
+    """The logits [n, GROUP] of n groups as float32, -inf where there is none.
 
+    Loaded as [parts, n, WIDTH]: Triton deals tokens out to a warp's lanes first, then to warps along the axis before. So a warp
+    holds whole groups, whatever VEC is, and sums over a group never leave it; as [n, GROUP] the warps would share each group of
+    an odd row. Reordering the axes moves nothing between threads.
     The mask is the same for VEC neighbours, which is what lets them travel in one load; it never reaches past the row's end.
     """
-    ids = group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
-    x = as_float(tl.load(row_ptr + ids, valid[:, None] & (ids // VEC * VEC < limit), other=-float("inf")))
-    return without_inf(tl.where(ids < limit, x, -float("inf")), overflow)
+    WIDTH: tl.constexpr = LANES * VEC
+    first = (group * GROUP)[None, :, None]
+    part = tl.arange(0, GROUP // WIDTH)[:, None, None] * WIDTH
+    lane = tl.arange(0, WIDTH)[None, None, :]
+    ids = first + part + lane
+    there = valid[None, :, None] & (ids // VEC * VEC < limit)
+    x = as_float(tl.load(row_ptr + first + lane + part, there, other=-float("inf")))
+    x = without_inf(tl.where(ids < limit, x, -float("inf")), overflow)
+    return tl.reshape(tl.permute(x, (1, 0, 2)), (group.shape[0], GROUP))
+
+
+@triton.jit
+def lowest_of_lanes(x, VEC: tl.constexpr):
+    """[n, GROUP] as tokens_at orders it to [n, LANES]: the least of each lane's own, so that an accumulator takes few registers."""
+    own = tl.reshape(x, (x.shape[0], GROUP // (LANES * VEC), LANES, VEC))
+    return tl.min(tl.min(own, 3), 1)
 
 
 @triton.jit
@@ -246,7 +266,7 @@ def list_groups(floats_ptr, ints_ptr, groups, lo):
     n = 0
     for start in range(0, groups, SPAN):
         group = start + tl.arange(0, SPAN)
-        reaches = tl.load(floats_ptr + group, group < groups, other=-float("inf")) >= lo
+        reaches = (tl.load(floats_ptr + group, group < groups, other=-float("inf")) >= lo) & (group < groups)
         place = n + tl.cumsum(reaches.to(tl.int32), 0) - 1
         tl.store(ints_ptr + groups + place, group, reaches)
         n += tl.sum(reaches.to(tl.int32), 0)

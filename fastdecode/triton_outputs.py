@@ -11,7 +11,7 @@ from .triton_measure import (
     OVERFLOW_AT, ROW_NUMBERS, SPAN, STATUS_AT, STOP_AFTER, TEMPERATURE_AT, TILE, TOKEN_AT, as_float, float_of, kernel, list_groups, listed, merge,
     plan_of, row_of, scale_of, start_of, tokens_at, without_inf,
 )  # fmt: skip
-from .triton_search import search
+from .triton_search import running_count, search
 
 OK, NAN = tl.constexpr(0), tl.constexpr(1)
 
@@ -172,7 +172,7 @@ def best_kernel(
 
     bound = tl.full((), -float("inf"), tl.float32)  # where fewer tokens lie above -inf, some of those at -inf follow
     if fine & (alive >= n):
-        whole = alive * 0 + 1
+        whole = tl.full((), 1.0, tl.float64)  # no sum of masses is asked for
         key = search(
             row_ptr, floats_ptr, ints_ptr, groups, limit, overflow, tl.full((), LOWEST, tl.float32), max, max,
             tl.full((), 1.0, tl.float32), tl.full((), 0.0, tl.float32), n * 0 + BY_LOGIT, n * 0 + COUNT, n * 0 + STOP_AFTER,
@@ -186,22 +186,27 @@ def best_kernel(
         above = count_above(row_ptr, floats_ptr, ints_ptr, groups, limit, overflow, bound, VEC)
     ties_left = n - above
     filled = tl.full((), 0, tl.int32)
-    for start in range(0, tl.where(fine, limit, 0), TILE * GROUP):
-        ids = start + tl.arange(0, TILE * GROUP)
-        x = without_inf(as_float(tl.load(row_ptr + ids, ids < limit, other=-float("inf"))), overflow)
-        ties = ((x == bound) & (ids < limit)).to(tl.int32)
-        chosen = (x > bound) | ((ties > 0) & (tl.cumsum(ties, 0) <= ties_left))
-        place = filled + tl.cumsum(chosen.to(tl.int32), 0) - 1
+    n_listed = list_groups(floats_ptr, ints_ptr, groups, bound)
+    for start in range(0, tl.where(fine, n_listed, 0), TILE):
+        group, valid = listed(ints_ptr, groups, start, n_listed, TILE)
+        x = tokens_at(row_ptr, group, valid, limit, overflow, VEC)
+        ids = group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
+        ties = (x == bound) & valid[:, None] & (ids < limit)
+        chosen = (x > bound) | (ties & (running_count(ties) <= ties_left))
+        place = filled + running_count(chosen) - 1
         tl.store(ids_ptr + row * n + place, ids.to(tl.int64), chosen)
         tl.store(best_ptr + row * n + place, x, chosen)
-        tl.store(logprobs_ptr + row * n + place, (x.to(tl.float64) - max - ln_mass).to(tl.float32), chosen)
-        filled += tl.sum(chosen.to(tl.int32), 0)
-        ties_left -= tl.sum(ties, 0)
-    for start in range(0, tl.where(fine, 0, n), GROUP):
+        filled += tl.sum(tl.sum(chosen.to(tl.int32), 1), 0)
+        ties_left -= tl.sum(tl.sum(ties.to(tl.int32), 1), 0)
+    tl.debug_barrier()  # logits that one thread wrote are read by another
+    known = tl.where(fine, n, 0)
+    for start in range(0, n, GROUP):
         place = start + tl.arange(0, GROUP)
-        tl.store(ids_ptr + row * n + place, tl.full((GROUP,), -1, tl.int64), place < n)
-        tl.store(best_ptr + row * n + place, tl.zeros((GROUP,), tl.float32), place < n)
-        tl.store(logprobs_ptr + row * n + place, tl.full((GROUP,), float("nan"), tl.float32), place < n)
+        x = tl.load(best_ptr + row * n + place, place < known, other=0.0)
+        log_p = tl.where(fine, x.to(tl.float64) - max - ln_mass, float("nan"))
+        tl.store(logprobs_ptr + row * n + place, log_p.to(tl.float32), place < n)
+        tl.store(best_ptr + row * n + place, x, place < n)
+        tl.store(ids_ptr + row * n + place, tl.full((GROUP,), -1, tl.int64), (place >= known) & (place < n))
 
 
 @triton.jit

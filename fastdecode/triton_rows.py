@@ -8,9 +8,9 @@ import triton.language as tl
 # isort: off
 from .triton_measure import (
     ALIVE_AT, AT_FIRST, BY_LOGIT, COUNT, DRAW, FIELDS, FLOOR, GROUP, GROUP_FLOATS, GROUP_INTS, GROUP_STREAM, HI_AT, KEEP_AT, KIND_AT,
-    LAST_KEY, LN2, LO_AT, LOWEST, LSE_AT, MASKED, MASKED_FLOAT16, MASS_AT, MAX_AT, MEASURE_AT, NEED_AT, NO_KEY, OFFSET_AT, OFFSET_H_AT, ORDER_AT, OVERFLOW_AT,
+    LANES, LAST_KEY, LN2, LO_AT, LOWEST, LSE_AT, MASKED, MASKED_FLOAT16, MASS_AT, MAX_AT, MEASURE_AT, NEED_AT, NO_KEY, OFFSET_AT, OFFSET_H_AT, ORDER_AT, OVERFLOW_AT,
     P2_AT, PREFIX, REQUESTS, ROW_NUMBERS, SAMPLE_STREAM, SD_AT, SLACK, SPAN, STATUS_AT, STOP_AFTER, STOP_AT, SURVIVING,
-    TEMPERATURE_AT, TILE, TOKEN_AT, TOKEN_STREAM, WITHIN_AT, as_float, float_of, kernel, key_of, list_groups, listed, merge, plan_of, round_up, row_of, scale_of,
+    TEMPERATURE_AT, TILE, TOKEN_AT, TOKEN_STREAM, WITHIN_AT, as_float, float_of, kernel, key_of, list_groups, listed, lowest_of_lanes, merge, plan_of, round_up, row_of, scale_of,
     scaled, spread, start_of, survivor_sums, tokens_at, typicality, wants_sums, without_inf,
 )  # fmt: skip
 from .triton_search import needed, search
@@ -226,16 +226,16 @@ def floor_edge(
 @triton.jit
 def extent(row_ptr, floats_ptr, ints_ptr, groups, limit, overflow, lo, hi, top, c, centre, kept_key, VEC: tl.constexpr):
     """The least and the largest logit of the survivors at or above a key of the typicality order."""
-    least = tl.full((TILE, GROUP), float("inf"), tl.float32)
-    largest = tl.full((TILE, GROUP), -float("inf"), tl.float32)
+    least = tl.full((TILE, LANES), float("inf"), tl.float32)
+    most = tl.full((TILE, LANES), float("inf"), tl.float32)  # the least -x
     n_listed = list_groups(floats_ptr, ints_ptr, groups, lo)
     for start in range(0, n_listed, TILE):
         group, valid = listed(ints_ptr, groups, start, n_listed, TILE)
         x = tokens_at(row_ptr, group, valid, limit, overflow, VEC)
         stays = (x >= lo) & (x <= hi) & (key_of(typicality(x, top, c, centre)) >= kept_key)
-        least = tl.minimum(least, tl.where(stays, x, float("inf")))
-        largest = tl.maximum(largest, tl.where(stays, x, -float("inf")))
-    return tl.min(tl.min(least, 1), 0), tl.max(tl.max(largest, 1), 0)
+        least = tl.minimum(least, lowest_of_lanes(tl.where(stays, x, float("inf")), VEC))
+        most = tl.minimum(most, lowest_of_lanes(tl.where(stays, -x, float("inf")), VEC))
+    return tl.min(tl.min(least, 1), 0), -tl.min(tl.min(most, 1), 0)
 
 
 @triton.jit

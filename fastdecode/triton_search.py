@@ -7,8 +7,8 @@ import triton.language as tl
 
 # isort: off
 from .triton_measure import (
-    BY_LOGIT, CERTAIN, COUNT, GROUP, GROUP_FLOATS, GROUP_INTS, LAST_KEY, LN2, LOWEST, MASS, NO_KEY, SLACK, SPAN, STOP_AFTER, SURPRISAL, TILE, beside_top, float_of,
-    key_of, list_groups, listed, scaled, tokens_at, typicality,
+    BY_LOGIT, CERTAIN, COUNT, GROUP, GROUP_FLOATS, GROUP_INTS, HALF_TILE, LANES, LAST_KEY, LN2, LOWEST, MASS, NO_KEY, SLACK, SPAN, STOP_AFTER, SURPRISAL, TILE, beside_top, float_of,
+    key_of, list_groups, listed, lowest_of_lanes, scaled, tokens_at, typicality,
 )  # fmt: skip
 
 
@@ -82,7 +82,7 @@ def sums_at_pivots(
     tops = tl.zeros(
         (TILE,), tl.float64
     )  # tokens of weight 1, at or above every pivot, where they would drown an entropy
-    least0 = tl.full((TILE, GROUP), LAST_KEY, tl.int32)
+    least0 = tl.full((TILE, LANES), LAST_KEY, tl.int32)
     least1 = least0
     least2 = least0
     for start in range(0, n_listed, TILE):
@@ -101,9 +101,9 @@ def sums_at_pivots(
             moment0 += tl.sum(tl.where(key >= p0, w * y, 0.0), 1).to(tl.float64)
             moment1 += tl.sum(tl.where(key >= p1, w * y, 0.0), 1).to(tl.float64)
             moment2 += tl.sum(tl.where(key >= p2, w * y, 0.0), 1).to(tl.float64)
-        least0 = tl.minimum(least0, tl.where(key >= p0, key, LAST_KEY))
-        least1 = tl.minimum(least1, tl.where(key >= p1, key, LAST_KEY))
-        least2 = tl.minimum(least2, tl.where(key >= p2, key, LAST_KEY))
+        least0 = tl.minimum(least0, lowest_of_lanes(tl.where(key >= p0, key, LAST_KEY), VEC))
+        least1 = tl.minimum(least1, lowest_of_lanes(tl.where(key >= p1, key, LAST_KEY), VEC))
+        least2 = tl.minimum(least2, lowest_of_lanes(tl.where(key >= p2, key, LAST_KEY), VEC))
     return (
         tl.sum(part0 + tops, 0), tl.sum(part1 + tops, 0), tl.sum(part2 + tops, 0), tl.sum(moment0, 0), tl.sum(moment1, 0), tl.sum(moment2, 0),
         tl.min(tl.min(least0, 1), 0), tl.min(tl.min(least1, 1), 0), tl.min(tl.min(least2, 1), 0),
@@ -233,19 +233,25 @@ def gather(
 ):  # fmt: skip
     """Lists keys and y of the survivors with keys in [k_lo, below); how many they are."""
     n = 0
-    for start in range(0, n_listed, TILE):
-        group, valid = listed(ints_ptr, groups, start, n_listed, TILE)
+    for start in range(0, n_listed, HALF_TILE):
+        group, valid = listed(ints_ptr, groups, start, n_listed, HALF_TILE)
         x = tokens_at(row_ptr, group, valid, limit, overflow, VEC)
-        y = scaled(x, base, c)
         key = key_among(x, lo, hi, base, c, centre, order)
         among = (key >= k_lo) & (key < below)
-        counts = tl.sum(among.to(tl.int32), 1)
-        place = n + (tl.cumsum(counts, 0) - counts)[:, None] + tl.cumsum(among.to(tl.int32), 1) - 1
-        tl.store(ints_ptr + GROUP_INTS * groups + place, key, among & (place < GROUP))
-        tl.store(floats_ptr + GROUP_FLOATS * groups + place, y, among & (place < GROUP))
-        n += tl.sum(counts, 0)
+        place = tl.where(among, n + running_count(among) - 1, GROUP)
+        tl.store(ints_ptr + GROUP_INTS * groups + place, key, place < GROUP)
+        tl.store(floats_ptr + GROUP_FLOATS * groups + place, scaled(x, base, c), place < GROUP)
+        n += tl.sum(tl.sum(among.to(tl.int32), 1), 0)
     tl.debug_barrier()
     return tl.minimum(n, GROUP)
+
+
+@triton.jit
+def running_count(among):
+    """How many of the tokens [n, GROUP] up to each, itself included, are among those marked."""
+    marks = among.to(tl.int32)
+    counts = tl.sum(marks, 1)
+    return (tl.cumsum(counts, 0) - counts)[:, None] + tl.cumsum(marks, 1)
 
 
 @triton.jit
