@@ -67,14 +67,15 @@ def _run(command: list[str]) -> str:
 
 
 @cache
-def module(tree: Path = ROOT):
-    """The compiled module, with `truncate_cuda` and `sample_cuda` that take addresses of the CPU."""
+def module(tree: Path = ROOT, counted: bool = False):
+    """The compiled module, with `truncate_cuda` and `sample_cuda` that take addresses of the CPU. `counted`: it launches as many
+    threads as a device does, and counts what they do: tests/emulation/emulation.h, bench/gpu_model/counts.py."""
     import pybind11
 
     python = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
     files = {
         "csrc/bindings.cpp": ["-DFD_MODULE=_emulated", "-DFD_CUDA=1", "-DFD_EMULATED=1", *python],
-        **{name: [] for name in MACHINE},
+        **{name: ["-DFD_COUNTED=1"] if counted else [] for name in MACHINE},
     }
     built = build(tree, ["-O2", "-fPIC", "-fvisibility=hidden"], files, ["-shared"], "_emulated.so")
     name = f"{built.stem}._emulated"  # pybind11 gives what it has already loaded by a name
@@ -89,8 +90,8 @@ def module(tree: Path = ROOT):
 class Engine(cuda.Engine):
     """The CUDA engine with `ranks` blocks for each row. `resident=False`: on a device where no row fits into shared memory."""
 
-    def __init__(self, ranks: int, resident: bool = True, tree: Path = ROOT):
-        super().__init__(module(tree))
+    def __init__(self, ranks: int, resident: bool = True, tree: Path = ROOT, counted: bool = False):
+        super().__init__(module(tree, counted))
         self.where = (0 if resident else 1, 0, ranks)
 
     def _where(self, logits: torch.Tensor) -> tuple[int, int, int]:

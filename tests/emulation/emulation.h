@@ -36,6 +36,12 @@ struct Here {  // what the running thread sees of the machine
 extern Here here;
 
 enum Scope { kWarp, kBlock, kCluster };
+
+// With FD_COUNTED: what the first block of each cluster did, a warp's instruction once. bench/gpu_model reads them.
+enum Count { kWarpWaits, kBlockBarriers, kClusterBarriers, kMemoryChunks, kSharedChunks, kAtomics, kRemotes, kCounts };
+void count(Count what);         // by every thread
+void count_in_warp(Count what);  // by every thread of a warp together
+bool in_shared(const void* place);
 void wait(Scope scope, int line);
 uint64_t* slots(int line);      // a slot for each lane of the warp, after a barrier free to write again
 int votes(bool yes, int line);  // in the block
@@ -83,7 +89,7 @@ T* of_rank(T* place, int r) {
   if (at < here.shared || at >= here.shared + here.shared_bytes)
     emulated::stop("of_rank of what is not in shared memory");
   if (r < 0 || r >= here.ranks) emulated::stop("of_rank of a block that is not in the cluster");
-  if (r != here.rank) emulated::look_for(r);
+  if (r != here.rank) emulated::look_for(r), emulated::count(emulated::kRemotes);
   return reinterpret_cast<T*>(here.blocks[r] + (at - here.shared));
 }
 
@@ -124,6 +130,7 @@ inline int bits_in(uint32_t x) { return __builtin_popcount(x); }
 
 template <class T>
 T add_to(T* shared, T x) {
+  emulated::count(emulated::kAtomics);
   const T before = *shared;
   *shared = before + x;
   return before;
@@ -143,6 +150,7 @@ struct alignas(16) Chunk {
 inline Chunk load_chunk(const void* aligned) {
   if (reinterpret_cast<uintptr_t>(aligned) % 16)
     emulated::stop("a load of 16 bytes from an address that is not aligned");
+  emulated::count_in_warp(emulated::in_shared(aligned) ? emulated::kSharedChunks : emulated::kMemoryChunks);
   return *static_cast<const Chunk*>(aligned);
 }
 

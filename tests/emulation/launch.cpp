@@ -16,8 +16,12 @@ void launch(const Logits& logits, const Where& where, int64_t seed, int64_t step
   device.shared_bytes = where.device == 0 ? int64_t(227) << 10 : 0;  // device 1 has none to keep a row in
   device.most_ranks = kMaxRanks;
   const Shape shape = shape_of(device, logits, where.ranks);
+#if FD_COUNTED  // as a device would be asked
+  const int threads = shape.threads;
+#else
   // No answer depends on it. Most tests run two blocks, whose one warp takes half the time of two; the others are there to see warps.
   const int threads = shape.ranks == 1 ? 128 : shape.ranks == 2 ? 32 : 64;
+#endif
   const Launch how{seed, step, shape.resident};
   fastdecode::emulated::run({logits.rows, shape.ranks, threads, size_t(shape.bytes)}, [&] { body(how); });
 }

@@ -221,7 +221,29 @@ void run_cluster(int64_t row) {
 
 }  // namespace
 
+#if FD_COUNTED
+long counts[kCounts];
+
+void count(Count what) { counts[what] += here.rank == 0; }
+void count_in_warp(Count what) { counts[what] += here.rank == 0 && here.thread % 32 == 0; }
+
+bool in_shared(const void* place) {
+  const char* const at = static_cast<const char*>(place);
+  for (int r = 0; r < here.ranks; ++r)
+    if (at >= here.blocks[r] && at < here.blocks[r] + here.shared_bytes) return true;
+  return false;
+}
+#else
+void count(Count) {}
+void count_in_warp(Count) {}
+bool in_shared(const void*) { return false; }
+#endif
+
 void wait(Scope scope, int line) {
+  if (scope == kWarp)
+    count_in_warp(kWarpWaits);
+  else if (here.thread == 0)
+    count(scope == kBlock ? kBlockBarriers : kClusterBarriers);
   Fiber* const self = machine.running;
   self->state = kWaiting, self->scope = scope, self->line = line;
   leave();
@@ -269,6 +291,13 @@ void stop(const char* why) {
 }  // namespace cuda
 
 namespace emulated {
+
+#if FD_COUNTED
+// Of all launches since the last call; python takes them by ctypes.
+extern "C" __attribute__((visibility("default"))) void fd_take_counts(long* into) {
+  for (int i = 0; i < cuda::emulated::kCounts; ++i) into[i] = cuda::emulated::counts[i], cuda::emulated::counts[i] = 0;
+}
+#endif
 
 void run(const Grid& grid, const std::function<void()>& kernel) {
   auto& machine = cuda::emulated::machine;

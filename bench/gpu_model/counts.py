@@ -1,0 +1,67 @@
+"""What one row makes the CUDA engine do, counted by the emulation at the shape that a device would be given."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cache
+
+import emulated
+import torch
+from conftest import stand_in
+
+import fastdecode as fd
+from fastdecode import dispatch
+
+from .constants import Device
+
+_DTYPES = {"float32": 0, "float16": 1, "bfloat16": 2}  # as csrc/args.h numbers them
+
+
+@dataclass(frozen=True)
+class Shape:
+    ranks: int
+    threads: int
+    resident: bool
+    shared_bytes: int
+
+    @property
+    def warps(self) -> int:
+        return self.threads // 32
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Of a row's first block, for one row; in the order of `Count` in tests/emulation/emulation.h. Loads are of 16 bytes a lane,
+    and a warp's counts once; atomics and addresses in other blocks are those of single threads."""
+
+    warp_waits: float
+    block_barriers: float
+    cluster_barriers: float
+    memory_loads: float
+    shared_loads: float
+    atomics: float
+    remotes: float
+
+
+def shape(device: Device, dtype: str, rows: int, vocab: int) -> Shape:
+    """What the launcher would choose there."""
+    asked = (device.multiprocessors, device.shared_bytes, device.max_ranks, _DTYPES[dtype], rows, vocab)
+    return Shape(*emulated.module(counted=True).cuda_shape(*asked))
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    return ctypes.CDLL(emulated.module(counted=True).__file__)
+
+
+def of_rows(rows: torch.Tensor, rules: Sequence[fd.Rule], ranks: int) -> Counts:
+    """For a sample with these rules; the mean of the rows."""
+    engine = emulated.Engine(ranks, counted=True)
+    numbers = (ctypes.c_long * len(fields(Counts)))()
+    _library().fd_take_counts(numbers)
+    with stand_in("cuda", engine), dispatch.use("cuda"):
+        fd.sample(rows, fd.plan(*rules), seed=1)
+    _library().fd_take_counts(numbers)
+    return Counts(*(number / len(rows) for number in numbers))
