@@ -8,7 +8,7 @@ import pytest
 
 import bench
 from bench.gpu_model import __main__ as command
-from bench.gpu_model import budget, constants, cost, counts, paths, predict, sass
+from bench.gpu_model import budget, calibrate, constants, cost, counts, paths, predict, sass
 from bench.plans import RULES
 from bench.rows import rows
 from fastdecode import dispatch
@@ -125,6 +125,19 @@ def test_cycles_wait_for_what_an_instruction_waits_for(code):
     # The branch waits for the load, the sum for the exponential: 700, then 5 and 24, then 4 and 5.
     assert paths.cycles(path, 700) == 700 + 5 + constants.LATENCY["MUFU"] + 4 + 5
     assert paths.cycles(path, 300) == paths.cycles(path, 700) - 400
+
+
+def test_a_kernel_of_others_is_read_once_through(code):
+    """Blocks of 32 warps, four floats a thread and step: 32 steps for 131072; five instructions of 32 warps on four schedulers take
+    40 cycles, and waiting for the load more."""
+    code.instructions[0].text = code.instructions[0].text.replace("LDG.E", "LDG.E.128")
+    found = calibrate.once(constants.H100, code, calibrate.Published("", "", 64, 131072, 1.0))
+    assert (found.vector, found.instructions) == (4, 5)
+    assert (
+        found.us
+        == constants.GRAPH_KERNEL
+        + 32 * paths.cycles(paths.way(code, 0, 4, paths.meets("LDG")), 700) / constants.H100.clock
+    )
 
 
 # ---- what is predicted -----------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -20,7 +21,7 @@ from bench import RESULTS
 from bench.plans import RULES
 from bench.rows import rows
 
-from . import constants, cost, counts
+from . import calibrate, constants, cost, counts
 from .predict import Prediction, predict
 
 VOCAB = 128256
@@ -72,7 +73,7 @@ def predictions() -> Iterator[tuple[str, str, str, int, counts.Counts, Predictio
                 )
 
 
-def page() -> str:
+def page(peer: Path | None = None) -> str:
     fat = cost.built()
     assert fat
     read, device, real = cost.costs(fat), constants.H100, measured()
@@ -111,10 +112,32 @@ def page() -> str:
         "Left out: contention of clusters for the L2 cache, the overlap of one row's search with the next row's read beyond two blocks a",
         "multiprocessor, rows that do not start on 16 bytes, host time. 16-bit rows are given the instructions of float32 ones.",
         "",
-        "**Not calibrated.** FlashInfer's softmax, top-p and top-k kernels, whose times are published, are the first to read this way:",
-        "`cost.kernel` and `paths.way` take any sm_90 cubin, but how often those kernels go through a row is not known from their code.",
     ]  # fmt: skip
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *peers(peer)]) + "\n"
+
+
+def peers(cubin: Path | None) -> list[str]:
+    """FlashInfer's kernels, read in the same way; see calibrate.py."""
+    head = ["", "## The same reading of kernels whose times are published", ""]
+    if cubin is None:
+        return [
+            *head,
+            "Not done in this run: `--peer` names their cubin; bench/gpu_model/calibrate.py says how to compile it.",
+        ]
+    rows = [
+        f"| {each.published.what} | {each.published.rows} x {each.published.vocab} | {each.vector} | {each.instructions} | **{each.us:.0f}** "
+        f"| {each.published.us:.1f} | {each.published.us / each.us:.1f} |"
+        for each in calibrate.read(constants.H100, cubin)
+    ]
+    return [
+        *head,
+        "FlashInfer 0.6.18, compiled for sm_90; published in its repository, on a GPU that is not named. How often a kernel goes through the",
+        "row depends on what it draws: the last column says how many times the published figure would be.",
+        "",
+        "| kernel | rows x V, float32 | floats a thread, a step | instructions of a warp, a step | **predicted us, once through** | published us | times through |",
+        "|---|---|---:|---:|---:|---:|---:|",
+        *rows,
+    ]  # fmt: skip
 
 
 def main() -> int:
@@ -122,6 +145,9 @@ def main() -> int:
         prog="python -m bench.gpu_model", description="Predicted times on a GPU; no GPU is needed."
     )
     parser.add_argument("--print", action="store_true", help="write no file")
+    parser.add_argument(
+        "--peer", type=Path, metavar="CUBIN", help="FlashInfer's samplers, compiled as calibrate.py says"
+    )
     options = parser.parse_args()
     if not cost.built():
         print(
@@ -129,7 +155,7 @@ def main() -> int:
             file=sys.stderr,
         )
         return 1
-    text = page()
+    text = page(options.peer)
     print(text)
     if not options.print:
         (RESULTS / "gpu-model.md").write_text(text)
