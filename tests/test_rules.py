@@ -170,7 +170,7 @@ def test_logits_where_a_parameter_is_asked_for():
     for logits in (torch.zeros(3, 300), np.zeros((3, 300), np.float32)):
         with pytest.raises(
             ValueError,
-            match=r"^top_p must be .*, shape|of shape \[3, 300\]: to apply the rule to logits, call fastdecode\.truncate\(logits, plan\)",
+            match=r"^top_p must be .*shape \[3, 300\]: to apply the rule to logits, call fastdecode\.truncate\(logits, plan\)",
         ):
             fd.top_p(logits, 0.9)
 
