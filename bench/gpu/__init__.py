@@ -26,8 +26,8 @@ from cases import cycle
 import fastdecode as fd
 from fastdecode import dispatch
 
-from . import ROOT
-from .rows import rows
+from .. import ROOT
+from ..rows import rows
 
 Call = Callable[[torch.Tensor], object]
 
@@ -304,7 +304,3 @@ def table(found: list[dict]) -> str:
         f"{rule:20}{dtype:10}{batch:>4}" + "".join(f"{line.get(who, '-'):>{width}}" for who in ("one read", *whos))
         for (rule, dtype, batch), line in lines.items()
     )])  # fmt: skip
-
-
-if __name__ == "__main__":
-    sys.exit(main())
