@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ from fastdecode import dispatch
 from fastdecode.record import Draw, Mixing, Wanted
 
 INTERPRETED = "triton" in dispatch.PREFERENCE["cpu"]
+NEEDS_A_DEVICE = "gpu"  # the fixture's name and the marker's
 if INTERPRETED:
     quicken()
 
@@ -71,6 +73,24 @@ def engines() -> list[EngineUnderTest]:
     return found
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """`FASTDECODE_REQUIRE=cuda pytest -m gpu` where nothing could run: one sentence, before any test is collected."""
+    config.addinivalue_line("markers", f"{NEEDS_A_DEVICE}: needs a GPU and nothing else")
+    asked = re.fullmatch(rf"\s*{NEEDS_A_DEVICE}\b.*", config.getoption("markexpr", ""))
+    missing = sorted(dispatch.required() & {"cuda", "triton"} - set(dispatch.ENGINES))
+    if asked and missing:
+        why = dispatch.MISSING.get(missing[0], "nobody knows it")
+        pytest.exit(f"pytest -m gpu must find the engine {missing[0]!r} here, and it is not there: {why}.", 4)
+
+
+@pytest.fixture
+def gpu() -> torch.device:
+    """The device of tests that need one and nothing else; they carry the marker of the same name."""
+    if "cuda" not in dispatch.ENGINES:
+        (pytest.fail if "cuda" in dispatch.required() else pytest.skip)(dispatch.MISSING["cuda"])
+    return torch.device("cuda", torch.cuda.current_device())
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "engine" in metafunc.fixturenames:
         metafunc.parametrize("engine", engines(), ids=str, indirect=True, scope="module")
@@ -84,6 +104,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             continue
         callspec = getattr(item, "callspec", None)
         engine = callspec.params.get("engine") if callspec else None
+        if NEEDS_A_DEVICE in getattr(item, "fixturenames", ()) or (engine and engine.device):
+            item.add_marker(NEEDS_A_DEVICE)
         if (
             engine
             and (engine.target or "").startswith("emulated")

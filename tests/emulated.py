@@ -87,15 +87,25 @@ def module(tree: Path = ROOT, counted: bool = False):
     return found
 
 
-class Engine(cuda.Engine):
-    """The CUDA engine with `ranks` blocks for each row. `resident=False`: on a device where no row fits into shared memory."""
+ROOMY, CRAMPED, REAL = range(3)  # the devices of tests/emulation/launch.cpp
 
-    def __init__(self, ranks: int, resident: bool = True, tree: Path = ROOT, counted: bool = False):
-        super().__init__(module(tree, counted))
-        self.where = (0 if resident else 1, 0, ranks)
+
+class Engine(cuda.Engine):
+    """The CUDA engine with `ranks` blocks for each row, on an emulated device.
+
+    Args:
+        ranks: blocks for each row; 0: as many as the launcher takes on this device.
+        device: ROOMY, with few threads; CRAMPED: no row fits into shared memory; REAL: an H100's sizes, 256 threads a block.
+        tree: where the sources lie.
+        counted: barriers, visits of groups and other events of each launch are counted.
+    """
+
+    def __init__(self, ranks: int, device: int = ROOMY, tree: Path = ROOT, counted: bool = False):
+        super().__init__(module(tree, counted), ranks)
+        self.device = device
 
     def _where(self, logits: torch.Tensor) -> tuple[int, int, int]:
-        return self.where
+        return self.device, 0, self.ranks
 
 
 def check(tree: Path, flags: list[str]) -> subprocess.CompletedProcess:

@@ -1,11 +1,15 @@
-"""Here the CUDA engine is judged beyond conformance. Without a GPU: that no answer depends on the cluster, that the emulation sees
-what it is there to see, how the real thing compiles. With one: graphs, streams and devices.
+"""Here the CUDA engine is judged beyond conformance. That no answer depends on the cluster: on a GPU where one is, else by emulation.
+Without a GPU: that the emulation sees what it is there to see, how the real thing compiles. With one: graphs, streams and devices.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import subprocess
+import sys
+import time
 from dataclasses import fields
 from pathlib import Path
 
@@ -13,22 +17,15 @@ import emulated
 import pytest
 import torch
 from cases import CHAINS, HOSTILE, PLANS, SIZES, TYPICAL, normal, ordinary
-from conftest import stand_in
+from conftest import OnDevice, stand_in
 from judge import verdict
 from test_conformance import Tally
 
 import fastdecode as fd
-from fastdecode import dispatch
+from fastdecode import cuda, dispatch
 
 ROOT = Path(__file__).parent.parent
 ON_GPU = "cuda" in dispatch.ENGINES
-
-
-@pytest.fixture
-def gpu() -> torch.device:
-    if not ON_GPU:
-        (pytest.fail if "cuda" in dispatch.required() else pytest.skip)(dispatch.MISSING["cuda"])
-    return torch.device("cuda", torch.cuda.current_device())
 
 
 # ---- the same answer from every cluster, bit for bit ------------------------------------------------------------------
@@ -46,8 +43,14 @@ def assert_same(got: list[torch.Tensor], want: list[torch.Tensor]) -> None:
         assert torch.equal(one.nan_to_num(nan=7e7), other.nan_to_num(nan=7e7))
 
 
-def answers_of(ranks: int, resident: bool, rows: list[torch.Tensor], plans: list[str]) -> list[list[torch.Tensor]]:
-    engine = dispatch.ENGINES["cuda"] if ON_GPU else emulated.Engine(ranks, resident)
+def answers_of(ranks: int, device: int, rows: list[torch.Tensor], plans: list[str]) -> list[list[torch.Tensor]]:
+    """Of a GPU where one is; `ranks` 0 there: as many blocks as the launcher takes."""
+    if ON_GPU:
+        from fastdecode import _native
+
+        engine = OnDevice(cuda.Engine(_native, ranks), "cuda")
+    else:
+        engine = emulated.Engine(ranks, device)
     with stand_in("cuda", engine), dispatch.use("cuda"):
         return [everything(x, PLANS[name].make(len(x))) for x in rows for name in plans]
 
@@ -57,26 +60,28 @@ ROWS = [given.logits()[-1:] for given in (*HOSTILE, *SIZES) if given.logits().sh
 NAMES = [case.name for case in (*TYPICAL, *CHAINS)]
 
 
-@pytest.mark.skipif(
-    ON_GPU, reason="a GPU's cluster size is the launcher's business: test_batches_of_all_sizes_on_a_gpu"
-)
-@pytest.mark.parametrize("resident", [True, False], ids=["on chip", "from memory"])
-@pytest.mark.parametrize("ranks", [1, 2, 4, 8, 16])
-def test_no_answer_depends_on_the_cluster(ranks, resident):
+# Whether a row stays on chip is for the emulation to choose, and a cluster of 16 is more than every device promises.
+ON_CHIP_OR_NOT = {"on chip": emulated.ROOMY} if ON_GPU else {"on chip": emulated.ROOMY, "from memory": emulated.CRAMPED}
+RANKS = [pytest.param(n, marks=pytest.mark.gpu) for n in (1, 2, 4, 8)] if ON_GPU else [1, 2, 4, 8, 16]
+
+
+@pytest.mark.parametrize("device", ON_CHIP_OR_NOT.values(), ids=list(ON_CHIP_OR_NOT))
+@pytest.mark.parametrize("ranks", RANKS)
+def test_no_answer_depends_on_the_cluster(ranks, device):
     plans = [[NAMES[(3 * i + k) % len(NAMES)] for k in range(3)] for i in range(len(ROWS))]
     for x, names in zip(ROWS, plans):
-        for got, want in zip(answers_of(ranks, resident, [x], names), _of_two_blocks(x, names)):
+        for got, want in zip(answers_of(ranks, device, [x], names), _judged(x, names)):
             assert_same(got, want)
 
 
 _KNOWN: dict[tuple, list[list[torch.Tensor]]] = {}
 
 
-def _of_two_blocks(x: torch.Tensor, names: list[str]) -> list[list[torch.Tensor]]:
-    """What the conformance suite has judged."""
+def _judged(x: torch.Tensor, names: list[str]) -> list[list[torch.Tensor]]:
+    """By the cluster of which the conformance suite is a judge: the launcher's own choice on a GPU, two blocks in the emulation."""
     key = (x.data_ptr(), *names)
     if key not in _KNOWN:
-        _KNOWN[key] = answers_of(2, True, [x], names)
+        _KNOWN[key] = answers_of(0 if ON_GPU else 2, emulated.ROOMY, [x], names)
     return _KNOWN[key]
 
 
@@ -219,6 +224,36 @@ def test_the_reference_notices_a_fault(broken, fault):
         judged(emulated.Engine(2, tree=broken(file, right, wrong)), given, plan)
 
 
+# ---- the launch shape of a real device ------------------------------------------------------------------------------------
+
+# Given, plan: cuts of each kind, on rows of which every block has a part.
+ON_LARGE_ROWS = (
+    ("flat 128256", "top_p(0.9)"),
+    ("V=128256", "hf: temperature, top_k, top_p"),
+    ("holes of 128256", "typical, min_p: the maximum may be gone"),
+    ("bf16 rounded 128256", "temperature, top_h"),
+)
+
+
+@pytest.mark.parametrize("ranks", [8, 4])
+def test_conformance_at_the_launch_shape_of_a_real_device(ranks):
+    """8 and 4 blocks of 256 threads, as an H100 gets them."""
+    assert {emulated.module().cuda_shape(*H200, t, b, 128256)[:2] for t, b in ((FLOAT32, 1), (BFLOAT16, 256))} == {
+        (8, 256),
+        (4, 256),
+    }
+    for given, plan in ON_LARGE_ROWS:
+        judged(emulated.Engine(ranks, emulated.REAL), given, plan)
+
+
+def test_a_fault_of_many_warps_shows_at_that_shape_only(broken):
+    sum_of_warps = "      for (int w = 1; w < warps(); ++w) mine = op("
+    tree = broken("team.cuh", sum_of_warps, sum_of_warps.replace("w < warps()", "w < warps() && w < 4"))
+    judged(emulated.Engine(8, tree=tree), *ON_LARGE_ROWS[0])
+    with pytest.raises(AssertionError):
+        judged(emulated.Engine(8, emulated.REAL, tree), *ON_LARGE_ROWS[0])
+
+
 def test_a_read_past_the_row_is_seen(broken):
     """The last tokens of a row, without asking whether they exist."""
     tree = broken("slice.cuh", "const bool exists = start + j < limit;", "const bool exists = true;")
@@ -303,6 +338,27 @@ def test_it_runs_on_the_current_stream(gpu):
         tokens = fd.sample(x, fd.plan(fd.min_p(0.5)), seed=1).tokens
     stream.synchronize()
     assert (tokens == 77).all()
+
+
+def test_what_needs_a_gpu_is_marked_and_ends_at_once_without_one():
+    """The marker's tests are those of this section; where they must run and cannot, one sentence comes before any is collected."""
+
+    def run(*options: str, required: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", *options, __file__]
+        return subprocess.run(
+            command, cwd=ROOT, env={**os.environ, "FASTDECODE_REQUIRE": required}, text=True, timeout=120,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    listed = re.findall(r"::(\w+)", run("--collect-only", required="cpu").stdout)
+    text = Path(__file__).read_text()
+    assert set(listed) >= set(re.findall(r"^def (test_\w+)\(gpu\)", text, re.M)) and len(listed) >= 5
+    if ON_GPU:
+        return
+    began = time.monotonic()
+    done = run(required="cpu,cuda")
+    assert done.returncode == 4 and time.monotonic() - began < 20
+    assert len(done.stdout.splitlines()) == 1 and "the engine 'cuda'" in done.stdout
 
 
 def test_several_devices(gpu):

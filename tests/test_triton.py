@@ -27,6 +27,7 @@ from fastdecode.record import Draw, Wanted
 
 ROOT = Path(__file__).parents[1]
 TRITON = EngineUnderTest("triton", None)
+DEVICE = torch.device(TRITON.device or "cpu")  # the engine is called directly here: its tensors lie where it runs
 
 pytestmark = pytest.mark.skipif("triton" not in dispatch.ENGINES, reason=dispatch.MISSING.get("triton", ""))
 
@@ -39,7 +40,7 @@ def triton():
 
 def everything(x: torch.Tensor, plan: fd.Plan, **options) -> list[torch.Tensor]:
     s = fd.sample(
-        x, plan, seed=5, num_samples=2, stats=True, top_logprobs=3, logprobs_of=torch.zeros(len(x), 1).long(), **options
+        x, plan, seed=5, num_samples=2, stats=True, top_logprobs=3, logprobs_of=x.new_zeros(len(x), 1).long(), **options
     )
     return [fd.truncate(x, plan), *(getattr(s, name) for name in type(s).__slots__)]
 
@@ -104,12 +105,12 @@ def test_exponentials_are_those_of_the_stream(triton):
     for first, seed, step, stream in (
         (0, 0, 0, 0), (5, 12345, 7, 3), (2**31 - 300, -1, 2**32 - 1, 2**62 + 2**40 + 2**32), (1000, -(2**63), 2**31, -1),
     ):  # fmt: skip
-        out = torch.empty(256, dtype=torch.float64)
+        out = torch.empty(256, dtype=torch.float64, device=DEVICE)
         seeds, steps, streams = (torch.tensor([n]) for n in (seed, step, stream))
-        exponentials_kernel[(1,)](out, first, seeds, steps, streams)
+        exponentials_kernel[(1,)](out, first, *(t.to(DEVICE) for t in (seeds, steps, streams)))
         words = philox.words(first + torch.arange(256), seeds, steps, streams)
         v = ((0xFFFFFFFF - words).double() + 0.5) * 2.0**-32
-        torch.testing.assert_close(out, -v.log(), rtol=NOISE_OF_ENGINE, atol=NOISE_OF_ENGINE)
+        torch.testing.assert_close(out.cpu(), -v.log(), rtol=NOISE_OF_ENGINE, atol=NOISE_OF_ENGINE)
 
 
 # ---- tiles, slices, places ---------------------------------------------------------------------------------------------
@@ -130,7 +131,7 @@ def test_how_many_slices(triton):
 @pytest.mark.parametrize("plan", TWO_PLANS, ids=repr)
 def test_neither_slices_nor_tiles_nor_neighbours_show(triton, plan, monkeypatch):
     """Bit for bit: the sums are taken in the same order whatever the launch."""
-    x = ordinary(2, 2500, 4)
+    x = ordinary(2, 2500, 4).to(DEVICE)
     expected = everything(x, plan)
     for count in (2, 3):
         monkeypatch.setattr(triton, "slices", lambda *_, count=count: count)
@@ -150,8 +151,8 @@ def test_neither_slices_nor_tiles_nor_neighbours_show(triton, plan, monkeypatch)
 
 def test_ids_outside_the_vocabulary_have_no_probability(triton):
     """On a GPU nobody looks at ids before the kernel does: that would be a synchronisation."""
-    x = normal(2, 300, 1.0, 3)
-    ids = torch.tensor([[-1, 0, 299, 300, 2**40]]).expand(2, 5).contiguous()
+    x = normal(2, 300, 1.0, 3).to(DEVICE)
+    ids = torch.tensor([[-1, 0, 299, 300, 2**40]], device=DEVICE).expand(2, 5).contiguous()
     found = triton.sample(x, fd.plan().packed(x.device), Draw(0, 0, None, 1, 300), Wanted(logprobs_of=ids))[
         "logprobs_of"
     ]

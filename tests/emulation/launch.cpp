@@ -9,19 +9,24 @@ namespace fastdecode {
 namespace cuda {
 namespace {
 
+// Devices 0 and 1 serve tests: clusters of any size, with room to keep a row and with none. Device 2 offers what an H100 offers, and
+// its blocks have as many threads as there.
+enum { kRoomy, kCramped, kReal };
+
+Device device_of(int which) {
+  if (which == kReal) return {132, int64_t(227) << 10, 8};
+  return {1, which == kRoomy ? int64_t(227) << 10 : 0, kMaxRanks};
+}
+
+// No answer depends on it. Most tests run two blocks, whose one warp takes half the time of two; the others are there to see warps.
+int few_threads(int ranks) { return ranks == 1 ? 128 : ranks == 2 ? 32 : 64; }
+
 template <class Body>
 void launch(const Logits& logits, const Where& where, int64_t seed, int64_t step, Body body) {
   if (logits.rows == 0) return;
-  Device device;
-  device.shared_bytes = where.device == 0 ? int64_t(227) << 10 : 0;  // device 1 has none to keep a row in
-  device.most_ranks = kMaxRanks;
+  const Device device = device_of(where.device);
   const Shape shape = shape_of(device, logits, where.ranks);
-#if FD_COUNTED  // as a device would be asked
-  const int threads = shape.threads;
-#else
-  // No answer depends on it. Most tests run two blocks, whose one warp takes half the time of two; the others are there to see warps.
-  const int threads = shape.ranks == 1 ? 128 : shape.ranks == 2 ? 32 : 64;
-#endif
+  const int threads = where.device == kReal ? shape.threads : few_threads(shape.ranks);
   const Launch how{seed, step, shape.resident};
   fastdecode::emulated::run({logits.rows, shape.ranks, threads, size_t(shape.bytes)}, [&] { body(how); });
 }
