@@ -1,8 +1,9 @@
 # make demo     set everything up and watch a real model write with three samplers side by side
 # make test     set everything up and run all tests
 # make bench    measure, with the peers, and write bench/results, the README's tables and plots: ten minutes; bench-quick: one
-# make gpu-check  on a machine with an NVIDIA GPU and nvcc: build, all CUDA tests, compute-sanitizer, benchmarks
 # make gpu-compile  compile the Triton kernels for NVIDIA's and AMD's GPUs, where there is none, and judge them: ten minutes
+# make gpu-lease  on a bare machine with an NVIDIA GPU: build, tests, benchmarks, sanitizers in eight minutes, see docs/gpu.md;
+#                 make gpu-lease DRY=1 rehearses it without a GPU
 # make dev      compile the extension again after a change in csrc/ (Python files need nothing)
 # make doctor   versions, build, engines, self-test
 # make fuzz     ten minutes of random plans and hostile rows for the C++ engine, compiled with sanitizers
@@ -38,7 +39,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 # Without build isolation, objects under build/ are found again by the next build.
 IN_PLACE := $(PIP) --no-build-isolation -e
 
-.PHONY: demo test fuzz bench bench-quick gpu-check gpu-compile dev doctor lint wheel test-install test-hf457 test-oldest clean native
+.PHONY: demo test fuzz bench bench-quick gpu-lease gpu-compile dev doctor lint wheel test-install test-hf457 test-oldest clean native
 
 demo: $(VENV)/.demo native
 	$(BIN)/python -m fastdecode generate "$(PROMPT)" --compare --temperature 1.2 --seed $(SEED)
@@ -59,13 +60,11 @@ bench: $(VENV)/.bench native
 bench-quick: $(VENV)/.bench native
 	$(BIN)/python -m bench.run --quick
 
-# What would be skipped elsewhere fails here.
-gpu-check: $(VENV)/.test $(VENV)/.bench
-	FASTDECODE_CUDA=1 $(BIN)/python setup.py -q build_ext --inplace
-	FASTDECODE_REQUIRE=cpu,cuda,triton $(BIN)/pytest -q tests -k "cuda or triton"
-	for tool in memcheck racecheck synccheck; do \
-		compute-sanitizer --tool $$tool --error-exitcode 1 $(BIN)/python -m bench.gpu --sanitize || exit 1; done
-	$(BIN)/python -m bench.gpu
+# Where a GPU is lent there is no network: this one runs with the packages of $(PYTHON), makes no .venv and asks no pip.
+OUT ?= build/gpu-lease
+TOTAL ?= 470
+gpu-lease:
+	@PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m bench.gpu.lease --out "$(OUT)" --seconds $(TOTAL) $(if $(DRY),--dry)
 
 # Every target is tried, and one that has a fault makes it fail. Kernels that were compiled before are taken from build/triton.
 GPU_TARGETS ?= cuda:80 cuda:90 cuda:100 hip:gfx942

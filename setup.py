@@ -9,8 +9,10 @@ TORCH_CUDA_ARCH_LIST      architectures, such as "8.0 9.0+PTX"; unset: those bel
 """
 
 import hashlib
+import importlib.util
 import os
 import platform
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -18,7 +20,6 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pybind11
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.modified import newer_group
@@ -125,6 +126,20 @@ def say(line):
     print(f"fastdecode: {line}", flush=True)
 
 
+def pybind11_headers():
+    """Its own, or where it is not installed torch's copy, which is found without importing torch."""
+    try:
+        import pybind11
+    except ImportError:
+        torch = importlib.util.find_spec("torch")
+        if torch is None:
+            raise SystemExit(
+                "fastdecode is compiled with pybind11, which is not installed: pip install pybind11."
+            ) from None
+        return str(Path(torch.origin).parent / "include")
+    return pybind11.get_include()
+
+
 class BuildNative(build_ext):
     def build_extension(self, ext):
         if self.compiler.compiler_type != "unix":
@@ -151,12 +166,14 @@ class BuildNative(build_ext):
                 self.compiler.compile([source], str(folder), macros, include, extra_postargs=flags)
             return built
 
-        include = ["csrc", pybind11.get_include(), *self.include_dirs]
+        include = ["csrc", pybind11_headers(), *self.include_dirs]
         sources = [source for source in ext.sources if is_x86 or source not in X86_ONLY]
         # More threads than cores gain nothing, and each compiler wants memory.
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = list(pool.map(compiled, sources))
         libraries = ["-pthread"]
+        if sys.platform == "linux":
+            libraries.append(f"-Wl,--build-id=0x{runpy.run_path('csrc/source_key.py')['source_key']()}")
         if cuda_object:
             if stale:
                 cuda.compile(cuda_object)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .plans import MAIN, RULES
+from .rows import V_MAIN
 
-V_MAIN = 128256
 V_REAL = 49152  # where the rows are a model's own
 VOCABULARIES = (32000, V_REAL, V_MAIN, 151936, 262144)
 ALL_PEERS = frozenset({"hf", "torch", "torch, cumsum", "numpy", "llama.cpp"})

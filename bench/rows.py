@@ -15,11 +15,14 @@ import cases
 import torch
 
 OFFSET, JITTER = 2.0, 0.25
+V_MAIN = 128256
 SYNTHETIC = ("flat", "peaked", "ties")
+NORMAL = ("N(0,1)", "N(0,5)")  # what other projects measure on
+KINDS = ("real", *SYNTHETIC, *NORMAL)
 
 
 def rows(kind: str, vocab: int, count: int) -> torch.Tensor:
-    """float32 [count, vocab] of a kind: "real", "flat", "peaked" or "ties"; the same at every call."""
+    """float32 [count, vocab] of one of KINDS; the same at every call."""
     if kind == "real":
         return _real(vocab, count)
     if kind == "flat":  # the scales of the inputs of these names in tests/cases.py
@@ -28,7 +31,9 @@ def rows(kind: str, vocab: int, count: int) -> torch.Tensor:
         return cases.normal(count, vocab, 8.0, 2)
     if kind == "ties":
         return cases.normal(count, vocab, 3.0, 5).round()
-    raise ValueError(f"rows are real, {', '.join(SYNTHETIC)}; got {kind!r}.")
+    if kind in NORMAL:
+        return cases.normal(count, vocab, float(kind[4]), 6)
+    raise ValueError(f"rows are {', '.join(KINDS)}; got {kind!r}.")
 
 
 @cache

@@ -10,6 +10,7 @@ Where there is no GPU, the source of the CUDA engine runs all the same, by emula
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -27,7 +28,8 @@ from interpreted import quicken, share_of, shown
 from fastdecode import dispatch
 from fastdecode.record import Draw, Mixing, Wanted
 
-INTERPRETED = "triton" in dispatch.PREFERENCE["cpu"]
+# A dry run for a GPU (bench/gpu/stand_in.py) has something else by this name, which is no module.
+INTERPRETED = "triton" in dispatch.PREFERENCE["cpu"] and inspect.ismodule(dispatch.ENGINES["triton"])
 NEEDS_A_DEVICE = "gpu"  # the fixture's name and the marker's
 if INTERPRETED:
     quicken()

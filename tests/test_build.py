@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -115,8 +116,9 @@ STAND_IN = {
 
 @pytest.fixture
 def stand_in(tmp_path) -> Path:
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "MANIFEST.in"):
-        shutil.copy(ROOT / name, tmp_path)
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "MANIFEST.in", "csrc/source_key.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
     for name, text in STAND_IN.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -150,6 +152,32 @@ def test_a_build_compiles_what_changed_and_nothing_else(stand_in):
     assert all(third[name] != second[name] for name in second), "any file may include any header"
 
     assert len(built_in_place(stand_in, CXXFLAGS="-DOTHER")) == 2 * len(first), "other flags, other objects"
+
+
+@ON_LINUX
+def test_an_extension_knows_the_source_it_was_compiled_from(stand_in):
+    """By its build id; a file that is not compiled counts too when it has the flags."""
+
+    def is_current() -> bool:
+        built = next((stand_in / "fastdecode").glob("_native.*"))
+        return runpy.run_path(str(stand_in / "csrc/source_key.py"))["holds_key"](built)
+
+    built_in_place(stand_in)
+    assert is_current()
+    for name in ("csrc/edge.h", "csrc/cpu/engine.cpp", "setup.py"):
+        with open(stand_in / name, "a") as file:
+            file.write("\n")
+        assert not is_current(), f"{name} changed"
+        built_in_place(stand_in)
+        assert is_current()
+
+
+def test_torch_lends_its_copy_of_pybind11(stand_in):
+    """To a machine that has torch alone."""
+    (stand_in / "csrc/bindings.cpp").write_text("#include <pybind11/pybind11.h>\n")
+    without = "import sys, runpy; sys.modules['pybind11'] = None; runpy.run_path('setup.py', run_name='__main__')"
+    run(sys.executable, "-c", without, "-q", "build_ext", "--inplace", cwd=stand_in, FASTDECODE_CUDA="0")
+    assert list((stand_in / "fastdecode").glob("_native.*"))
 
 
 @pytest.mark.skipif(bool(shutil.which("nvcc", path="/usr/bin:/bin")), reason="nvcc is where the compiler is")

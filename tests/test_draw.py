@@ -12,12 +12,17 @@ import numpy as np
 import pytest
 import torch
 from cases import INPUTS, PLANS, long_tail, normal, with_holes
-from scipy import stats
 from tolerance import CAUGHT, FAIR, LEAD, LEAD_ROWS
 
 import fastdecode as fd
 from fastdecode import dispatch, philox, reference
 from fastdecode.record import Draw
+
+
+def scipy_stats():
+    """Asked for only where it judges: the engines are compared with the reference on a machine without scipy too."""
+    return pytest.importorskip("scipy.stats")
+
 
 STREAMS, SAMPLES = 64, 512
 DRAWS = STREAMS * SAMPLES
@@ -88,7 +93,11 @@ def g_test(tokens: torch.Tensor, q: np.ndarray) -> float:
         pairs[0][0][-1] += counts[~often].sum()
         pairs[0][1][-1] += expected[~often].sum()
     observed, expected = (np.concatenate(part) for part in zip(*pairs))
-    return stats.power_divergence(observed, expected * observed.sum() / expected.sum(), lambda_="log-likelihood").pvalue
+    return (
+        scipy_stats()
+        .power_divergence(observed, expected * observed.sum() / expected.sum(), lambda_="log-likelihood")
+        .pvalue
+    )
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{s.name} {s.plan}")
@@ -152,7 +161,7 @@ def independent(first: torch.Tensor, second: torch.Tensor, faces: int) -> float:
     """The p-value of a chi-square test of a table of pairs."""
     table = np.zeros((faces, faces))
     np.add.at(table, (first.numpy(), second.numpy()), 1)
-    return stats.chi2_contingency(table).pvalue
+    return scipy_stats().chi2_contingency(table).pvalue
 
 
 @pytest.mark.parametrize("what", ["streams", "steps", "seeds", "samples", "far streams", "far seeds"])
@@ -182,7 +191,7 @@ def test_group_and_place_in_the_group_are_independent():
     tokens = drawn(SHAPES[1])[0].flatten()
     table = np.zeros((3, 16))
     np.add.at(table, ((tokens // 256).numpy(), (tokens % 256 // 16).numpy()), 1)
-    assert stats.chi2_contingency(table).pvalue > FAIR
+    assert scipy_stats().chi2_contingency(table).pvalue > FAIR
 
 
 # ---- what may never be drawn ---------------------------------------------------------------------------------------
