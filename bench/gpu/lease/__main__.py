@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ... import ROOT
 from ..lines import read
-from ..table import table
+from ..table import DRY_RUN, table
 from .stages import Run, stages
 
 RESULTS = ("stages.jsonl", "facts.jsonl", "smoke.jsonl", "bench.jsonl", "table.txt", "log.txt")
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.only and stage.name not in options.only:
             continue
         ended = run.stage(stage)
-        _write_table(out)
+        _write_table(out, options.dry)
         if stage.name == "facts" and ended.startswith("failed: exit code"):
             print("gpu-lease needs a CUDA device that torch sees; without one, make gpu-lease DRY=1 rehearses it.")
             return 1
@@ -65,10 +65,11 @@ def _put_aside(out: Path) -> None:
             path.rename(aside / path.name)
 
 
-def _write_table(out: Path) -> None:
+def _write_table(out: Path, dry: bool) -> None:
     smoke = read(out / "smoke.jsonl")
     wrong = [r for r in smoke if "wrong" in r or "failed" in r]
-    text = "".join(f"{r['stage']:28}{r['s']:6.1f} s  {r['ended']}\n" for r in read(out / "stages.jsonl"))
+    text = DRY_RUN if dry else ""
+    text += "".join(f"{r['stage']:28}{r['s']:6.1f} s  {r['ended']}\n" for r in read(out / "stages.jsonl"))
     text += "".join(f"{name}: {value}\n" for r in read(out / "facts.jsonl") for name, value in r.items())
     text += f"smoke: {len(smoke)} lines, {len(wrong)} of them wrong\n" + "".join(f"{r}\n" for r in wrong[:20])
     (out / "table.txt").write_text(text + "\n" + table(read(out / "bench.jsonl")), encoding="utf-8")
