@@ -35,10 +35,11 @@ class Bench:
         """The input of this case, in memory that the caches cannot hold; cases of one input follow each other."""
         if self.input == case.input:
             return
-        self.input, self.x, self.inputs = case.input, torch.empty(0), []  # the old ones are freed first
+        self.input, self.x, self.inputs = (), torch.empty(0), []  # the old ones are freed first
         self.x = case.logits()
         on_device = self.x.to("cuda")
         self.inputs = clock.copies(on_device.float() if case.converted else on_device, self.l2_bytes)
+        self.input = case.input  # not before: memory may not suffice
 
     def run(self, case: Case) -> Ended:
         """One line of results; none where the candidate has no such rule."""

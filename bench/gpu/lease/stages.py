@@ -59,7 +59,11 @@ def stages(out: Path, dry: bool) -> list[Stage]:
         )
         for who in WHO
     ]
-    few = ("-n", "2", "-k", "cuda and (test_hostile_rows and top_p or test_the_engine_draws)") if dry else ("-n", "12")
+    few = (
+        ("-n", "2", "-k", "cuda and (test_hostile_rows and keeping or test_the_engine_draws and tied)")
+        if dry
+        else ("-n", "12")
+    )
     sanitizer = [
         Stage(tool, 20, program("lease.few_calls"), ("compute-sanitizer", "--tool", tool, "--error-exitcode", "7"))
         for tool in TOOLS
