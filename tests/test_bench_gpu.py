@@ -189,10 +189,12 @@ def test_a_limit_of_recompilations_is_an_error(monkeypatch):
     monkeypatch.setattr(
         torch, "compile", lambda f, compile=torch.compile, **options: compile(f, backend="eager", **options)
     )
-    with dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=False):
-        for batch in (3, 4):
-            step = candidates.compiled_step("top_k", 1.0)
-            assert step(normal(batch, 500, 3.0, 1)).shape == (batch, 1)
+    with dynamo.config.patch(recompile_limit=1):
+        for rule in candidates.RULES:
+            step = candidates.compiled_step(rule, 2.0)
+            assert step is None or step(normal(4, 500, 3.0, 1)).shape == (4, 1)
+        step = candidates.compiled_step("top_k", 1.0)
+        step(normal(4, 500, 3.0, 1))
         with pytest.raises(dynamo.exc.FailOnRecompileLimitHit):
             step(normal(5, 500, 3.0, 1))
     dynamo.reset()

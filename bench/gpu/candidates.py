@@ -85,10 +85,8 @@ def transformers_step(rule: str, temperature: float) -> Call | None:
 
 def compiled_step(rule: str, temperature: float) -> Call | None:
     """That step by torch.compile, which starts afresh for each case. Past its limit of recompilations, or at an operation that it
-    does not know, it would go on in eager mode and say nothing; here both are errors."""
-    dynamo = importlib.import_module("torch._dynamo")
-    dynamo.reset()
-    dynamo.config.fail_on_recompile_limit_hit = True
+    does not know, it would go on in eager mode and say nothing; `fullgraph` makes both an error."""
+    importlib.import_module("torch._dynamo").reset()
     step = transformers_step(rule, temperature)
     return step and torch.compile(step, dynamic=False, fullgraph=True)
 
