@@ -58,7 +58,7 @@ def _library() -> ctypes.CDLL:
 
 def of_rows(rows: torch.Tensor, rules: Sequence[fd.Rule], ranks: int) -> Counts:
     """For a sample with these rules; the mean of the rows."""
-    engine = emulated.Engine(ranks, counted=True)
+    engine = emulated.Engine(ranks, emulated.REAL, counted=True)
     numbers = (ctypes.c_long * len(fields(Counts)))()
     _library().fd_take_counts(numbers)
     with stand_in("cuda", engine), dispatch.use("cuda"):
