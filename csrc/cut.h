@@ -66,6 +66,7 @@ FD_FN double needed(const Cut& cut, const Sums& whole) {
     case kMass: return double(cut.need) * whole.mass * (1 + slack);
     default: break;
   }
+  if (cut.need == INFINITY) return double(INFINITY);  // off in this row, however certain it is
   const double entropy = entropy_of(whole);
   return entropy < kCertain ? -double(INFINITY) : double(cut.need) * entropy * (1 + slack);
 }

@@ -131,7 +131,8 @@ def _prefix(d: torch.Tensor, keep: torch.Tensor, cut: dict[str, torch.Tensor]) -
     wd = _times(w, d)
     mass, moment = w.cumsum(1).gather(1, end), wd.cumsum(1).gather(1, end)
     entropy = z.log() - wd.sum(1, keepdim=True) / z
-    share_of_entropy = torch.where(entropy < CERTAIN, -math.inf, cut["need"] * entropy)
+    share_of_entropy = torch.where((entropy < CERTAIN) & (cut["need"] < math.inf), -math.inf, cut["need"] * entropy)
+    share_of_entropy = torch.where(cut["need"] == math.inf, math.inf, share_of_entropy)  # off in this row
     measure = int(cut["measure"][0])
     if measure == COUNT:
         measured, need = n, cut["need"]

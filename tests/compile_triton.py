@@ -27,7 +27,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 import fastdecode as fd
-from bench.gpu_model import sass
+from bench.gpu.model import sass
 from fastdecode import dispatch, triton_engine
 
 DTYPES = ("float32", "bfloat16", "float16")

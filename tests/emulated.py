@@ -69,7 +69,7 @@ def _run(command: list[str]) -> str:
 @cache
 def module(tree: Path = ROOT, counted: bool = False):
     """The compiled module, with `truncate_cuda` and `sample_cuda` that take addresses of the CPU. `counted`: it launches as many
-    threads as a device does, and counts what they do: tests/emulation/emulation.h, bench/gpu_model/counts.py."""
+    threads as a device does, and counts what they do: tests/emulation/emulation.h, bench/gpu/model/counts.py."""
     import pybind11
 
     python = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]

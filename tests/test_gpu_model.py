@@ -7,8 +7,8 @@ import json
 import pytest
 
 import bench
-from bench.gpu_model import __main__ as command
-from bench.gpu_model import budget, calibrate, constants, cost, counts, paths, predict, sass
+from bench.gpu.model import __main__ as command
+from bench.gpu.model import budget, calibrate, constants, cost, counts, paths, predict, sass
 from bench.plans import RULES
 from bench.rows import rows
 from fastdecode import dispatch
@@ -62,7 +62,7 @@ def test_every_plan_of_the_table_has_a_budget():
 
 def test_a_figure_above_its_budget_is_named():
     (fault,) = budget.over("fences", 20, 19)
-    assert fault == "fences: the budget is 19, got 20; figures of bench/gpu_model/budget.py only ever go down."
+    assert fault == "fences: the budget is 19, got 20; figures of bench/gpu/model/budget.py only ever go down."
     assert budget.over("fences", 19, 19) == []
 
 

@@ -87,7 +87,7 @@ def _best_loop(code: sass.Code, worth: Worth, holds: str = "") -> Way:
         if path and (not holds or any(each.name == holds for each in code.instructions[first : last + 1])):
             ways.append((sum(map(worth, path)), -len(path), cycles(path, MEMORY)))
     if not ways:
-        raise ValueError(f"{code.name} must have a loop over groups, and none was found; see bench/gpu_model/cost.py.")
+        raise ValueError(f"{code.name} must have a loop over groups, and none was found; see bench/gpu/model/cost.py.")
     _, length, time = max(ways)
     return Way(-length, time)
 

@@ -2,7 +2,7 @@
 
 Not part of the project and never committed: `pip download --no-deps flashinfer-python==0.6.18.post1 apache-tvm-ffi nvidia-curand`,
 unpack, then `nvcc -std=c++17 -O3 -use_fast_math -cubin -arch=sm_90a -I(flashinfer/data/include, flashinfer/data/csrc, tvm_ffi/include,
-the folder of curand_kernel.h) flashinfer/data/csrc/sampling.cu`, which takes minutes. Then `python -m bench.gpu_model --peer sampling.cubin`.
+the folder of curand_kernel.h) flashinfer/data/csrc/sampling.cu`, which takes minutes. Then `python -m bench.gpu.model --peer sampling.cubin`.
 
 Each of these kernels has one block of 1024 threads a row and goes through the row in steps of 1024 vectors, with barriers in each
 step. How many times it goes through the row depends on what it draws, so one time through is predicted, and how many times the
@@ -63,7 +63,7 @@ def once(device: Device, code: sass.Code, published: Published) -> Once:
             best = (vector, path)
     if best is None:
         raise ValueError(
-            f"{code.name} must have a loop that loads 16 bytes at a time, and none was found; see bench/gpu_model/calibrate.py."
+            f"{code.name} must have a loop that loads 16 bytes at a time, and none was found; see bench/gpu/model/calibrate.py."
         )
     vector, path = best
     steps = math.ceil(published.vocab / (THREADS * vector))

@@ -19,4 +19,4 @@ def over(name: str, found: float, allowed: float) -> list[str]:
     """One sentence if a figure is above its budget."""
     if found <= allowed:
         return []
-    return [f"{name}: the budget is {allowed}, got {found:g}; figures of bench/gpu_model/budget.py only ever go down."]
+    return [f"{name}: the budget is {allowed}, got {found:g}; figures of bench/gpu/model/budget.py only ever go down."]

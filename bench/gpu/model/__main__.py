@@ -1,8 +1,8 @@
 """What the CUDA engine would take on a GPU, PREDICTED from its machine code and from counts of the emulation; beside it what was
 measured, where bench/results has a measurement of a GPU.
 
-    python -m bench.gpu_model           prints the table and writes bench/results/gpu-model.md
-    python -m bench.gpu_model --print   prints it only
+    python -m bench.gpu.model           prints the table and writes bench/results/gpu-model.md
+    python -m bench.gpu.model --print   prints it only
 
 It needs a build with nvcc, and Triton's package or CUDA for nvdisasm; no GPU.
 """
@@ -80,7 +80,7 @@ def page(peer: Path | None = None) -> str:
     lines = [
         f"# The CUDA engine on an {device.name}: PREDICTED microseconds",
         "",
-        "Written by `python -m bench.gpu_model`. **Every number here is a prediction, +-35 % at best, and none was measured,** but for the",
+        "Written by `python -m bench.gpu.model`. **Every number here is a prediction, +-35 % at best, and none was measured,** but for the",
         "last column, which is empty until bench/results holds a measurement of a GPU. One call in a replayed graph, T = 1,",
         f"V = {VOCAB}; rows as bench/rows.py has them.",
         "",
@@ -107,7 +107,7 @@ def page(peer: Path | None = None) -> str:
         f"| from one block barrier to the next, median | {read.between_barriers.instructions:.0f} | {read.between_barriers.cycles:.0f} |",
         f"| one token's draw, if all of its group survive | {read.draw.instructions:.0f} | {read.draw.cycles:.0f} |",
         "",
-        f"Fences of device scope in `sample_kernel`: {read.fences} sites. Constants of the device, with their sources: bench/gpu_model/constants.py.",
+        f"Fences of device scope in `sample_kernel`: {read.fences} sites. Constants of the device, with their sources: bench/gpu/model/constants.py.",
         "",
         "Left out: contention of clusters for the L2 cache, the overlap of one row's search with the next row's read beyond two blocks a",
         "multiprocessor, rows that do not start on 16 bytes, host time. 16-bit rows are given the instructions of float32 ones.",
@@ -122,7 +122,7 @@ def peers(cubin: Path | None) -> list[str]:
     if cubin is None:
         return [
             *head,
-            "Not done in this run: `--peer` names their cubin; bench/gpu_model/calibrate.py says how to compile it.",
+            "Not done in this run: `--peer` names their cubin; bench/gpu/model/calibrate.py says how to compile it.",
         ]
     rows = [
         f"| {each.published.what} | {each.published.rows} x {each.published.vocab} | {each.vector} | {each.instructions} | **{each.us:.0f}** "
@@ -142,7 +142,7 @@ def peers(cubin: Path | None) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m bench.gpu_model", description="Predicted times on a GPU; no GPU is needed."
+        prog="python -m bench.gpu.model", description="Predicted times on a GPU; no GPU is needed."
     )
     parser.add_argument("--print", action="store_true", help="write no file")
     parser.add_argument(
@@ -151,7 +151,7 @@ def main() -> int:
     options = parser.parse_args()
     if not cost.built():
         print(
-            "bench.gpu_model needs the compiled CUDA engine, and build/ has none; build it with nvcc on PATH.",
+            "bench.gpu.model needs the compiled CUDA engine, and build/ has none; build it with nvcc on PATH.",
             file=sys.stderr,
         )
         return 1
