@@ -267,7 +267,7 @@ def main() -> int:
     options = parser.parse_args()
     end = time.monotonic() + 60 * options.minutes
     loaded = demo.load(None, None)
-    ends = hf.temperatures._ends(loaded.model, None)
+    ends = hf.temperatures._end_tokens(loaded.model, None)
     records = []
     for task in tasks():
         for rule in RULES:

@@ -168,7 +168,7 @@ def truncate(
     rows = survivors(logits, cuts, vocab_limit)
     temperature = rows.temperature.to(torch.float32)
     scaled = logits.float() / torch.where(temperature == 0, 1.0, temperature)
-    largest = torch.finfo(logits.dtype).max
+    largest = min(torch.finfo(logits.dtype).max, torch.finfo(torch.float32).max)
     scaled = torch.where(logits.isinf(), scaled, scaled.clamp(-largest, largest))  # clamp leaves a NaN one
     keep = rows.keep | (rows.status == NAN)[:, None]
     out.copy_(torch.where(keep, scaled, filter_value))

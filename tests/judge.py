@@ -39,9 +39,12 @@ class Verdict:
         return self.plan.packed(torch.device("cpu"))
 
     def values(self, filter_value: float = -math.inf) -> torch.Tensor:
-        """What `truncate` must write: x / T, divided in float32 and rounded once."""
+        """What `truncate` must write: x / T, divided in float32 and rounded once; the largest number of the type where it would be
+        an infinity, and x is none."""
         temperature = self.cuts[:, -1, FIELD["temperature"]][:, None]
         scaled = self.logits.float() / torch.where(temperature == 0, 1.0, temperature)
+        largest = torch.finfo(self.logits.dtype).max
+        scaled = torch.where(self.logits.isinf(), scaled, scaled.clamp(-largest, largest))
         keep = self.keep | (self.status == fd.STATUS_NAN)[:, None]
         return torch.where(keep, scaled, filter_value).to(self.logits.dtype)
 

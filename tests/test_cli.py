@@ -131,9 +131,9 @@ def test_every_rule_has_an_option_with_its_own_words(capsys):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ("--top-p 1.3", "--top-p must be a number in (0, 1]; got 1.3."),
-        ("--temperature -1", "--temperature must be a number in [0, inf); got -1."),
-        ("--top-k 2.5", "--top-k must be a whole number in [0, inf); got 2.5."),
+        ("--top-p 1.3", "--top-p must be a number in (0, 1] (1 is off); got 1.3."),
+        ("--temperature -1", "--temperature must be a number in [0, 3.40282e+38]; got -1."),
+        ("--top-k 2.5", "--top-k must be a whole number in [0, inf) (0 is off); got 2.5."),
         ("--min-p much", "--min-p: expected a number; got 'much'"),
         ("--top-h 0.4 --top-h-variant mine", "--top-h-variant must be 'paper' or 'hf'; got 'mine'"),
         ("--top-h-variant hf", "--top-h-variant needs --top-h"),
@@ -154,7 +154,7 @@ def test_every_rule_has_an_option_with_its_own_words(capsys):
         (f"--model {__file__}", "test_cli.py': for a GGUF file use --gguf"),
         (f"--gguf {__file__}", "test_cli.py' cannot be loaded"),
         ("--top", "--top"),
-        ("--temperatures 0.5,-1", "--temperatures: temperature must be a number in [0, inf); got -1."),
+        ("--temperatures 0.5,-1", "--temperatures: temperature must be a number in [0, 3.40282e+38]; got -1."),
         (f"--temperatures {'1,' * 256}1", "expected at most 256 temperatures; got 257"),
         ("--temperatures 0.5,", "expected a number; got ''"),
         ("--temperatures 0.5,1 --temperature 1", "--temperatures and --temperature exclude each other"),

@@ -106,7 +106,7 @@ def test_a_text_is_given_to_the_model_as_it_is(tmp_path):
         (f"--logits {REAL} --row 64", "--row must be below 64"),
         (f"--logits {REAL} --row -1", "--row: expected a whole number in [0, "),
         (f"--logits {REAL} --temperatures 0,1", "temperatures above 0; got [0, 1]"),
-        (f"--logits {REAL} --top-p 2", "--top-p must be a number in (0, 1]; got 2."),
+        (f"--logits {REAL} --top-p 2", "--top-p must be a number in (0, 1] (1 is off); got 2."),
         (f"--logits {REAL} --temperatures {'1,' * 16}1", "1 to 16 temperatures; got 17"),
         ("words --out kept.nothing", "--out must end in one of ."),
         ("words --out kept", "'kept'"),
