@@ -96,6 +96,7 @@ def test_states_are_copied_behind_one_prefill(name, monkeypatch):
         assert text.tokens == alone[0, 6:].tolist()
 
 
+@pytest.mark.skipif(OLD, reason="4.57: Recurrent Gemma keeps states that this cannot see")
 def test_a_cache_that_is_left_empty_is_noticed(monkeypatch):
     """Recurrent Gemma has a cache for its states, and keeps them elsewhere: each row reads the prompt."""
     model = made("recurrent_gemma")
@@ -222,7 +223,7 @@ def test_rows_that_cannot_leave_are_not_drawn_any_more(models, prompts):
     for text, whole in zip(made_texts, free, strict=True):
         n = whole.tokens.index(end) + 1 if end in whole.tokens else NEW
         assert text.tokens == whole.tokens[:n]
-        assert text.end == "length" or abs(text.logprob) < abs(whole.logprob) or text.temperature == 0
+        assert n == NEW or abs(text.logprob) < abs(whole.logprob) or text.temperature == 0
 
 
 def test_the_config_of_the_model_does_not_interfere(llama, prompts, monkeypatch):
@@ -238,6 +239,7 @@ def test_the_config_of_the_model_does_not_interfere(llama, prompts, monkeypatch)
     assert (6, 4) not in shapes, "each prompt was read once"
 
 
+@pytest.mark.skipif(OLD, reason="4.57 reads its chunks in a way of its own")
 def test_chunks_of_a_prompt_are_read_one_by_one(llama, prompts, monkeypatch):
     expected = tokens_of(greedy(llama, prompts))
     monkeypatch.setattr(llama.generation_config, "prefill_chunk_size", 2)
