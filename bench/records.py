@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import RESULTS
-from .grid import V_MAIN
+from .cpu.grid import V_MAIN
 
 # The pictures, by the ends of their names, and what they show.
 PLOTS = {

@@ -1,4 +1,4 @@
-"""Rows of logits to measure on, all from tests/cases.py: real ones, stand-ins for other vocabularies, and synthetic ones.
+"""Rows of logits to measure on, all from tests/support/cases.py: real ones, stand-ins for other vocabularies, and synthetic ones.
 
 "real" at V = 49152 are rows of SmolLM2-135M. At other sizes there is no real data here, so these are STAND-INS: for a smaller V
 the same random subset of the tokens of every row; for a larger one the row, followed by copies of itself, each OFFSET nats
@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from functools import cache
 
-import cases
 import torch
+
+from tests.support import cases
 
 OFFSET, JITTER = 2.0, 0.25
 V_MAIN = 128256
@@ -25,7 +26,7 @@ def rows(kind: str, vocab: int, count: int) -> torch.Tensor:
     """float32 [count, vocab] of one of KINDS; the same at every call."""
     if kind == "real":
         return _real(vocab, count)
-    if kind == "flat":  # the scales of the inputs of these names in tests/cases.py
+    if kind == "flat":  # the scales of the inputs of these names in tests/support/cases.py
         return cases.normal(count, vocab, 0.3, 1)
     if kind == "peaked":
         return cases.normal(count, vocab, 8.0, 2)

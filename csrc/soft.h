@@ -1,5 +1,5 @@
 // What: soft tokens: for each row, weights [width] of a few candidate tokens, from their logits and noise; and the sum of the
-//   embeddings with such weights. THE arithmetic of both, for the CPU and the CUDA engine; the meaning in torch is fastdecode/mixture.py.
+//   embeddings with such weights. THE arithmetic of both, for the CPU and the CUDA engine; the meaning in torch is fastdecode/engines/reference_soft.py.
 // Contract: the engine has sampled these rows, and tells their tokens, kept counts and flags. A row's first `kept` candidates are
 //   survivors, the largest first. Padding has id -1, weight 0; in a flagged row every float is a NaN.
 // Idea: 1. ln pi of the candidates; 2. noise, and the key that weights follow; 3. weights = softmax(key / tau);

@@ -22,6 +22,7 @@ import difflib
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from .cli.doctor import info
 from .embedding import soft_embedding
 from .ops import sample, sample_temperatures, truncate
 from .philox import seed_and_streams
@@ -30,7 +31,6 @@ from .record import EMPTY as STATUS_EMPTY
 from .record import NAN as STATUS_NAN
 from .record import OK as STATUS_OK
 from .record import Sample
-from .report import info
 from .rules import (
     Rule,
     epsilon_cutoff,
@@ -56,20 +56,20 @@ __all__ = [
     "soft_embedding", "soft_logprobs", "soft_tokens", "temperature", "top_a", "top_h", "top_k", "top_n_sigma", "top_p", "truncate", "typical_p",
 ]  # fmt: skip
 
-_MODULES = ("hf", "selection", "texts", "verify")
+_MODULES = {"hf": ".hf", "selection": ".scaling.selection", "texts": ".scaling.texts", "verify": ".verify"}
 
 if TYPE_CHECKING:
     from . import hf as hf
-    from . import selection as selection
-    from . import texts as texts
     from . import verify as verify
+    from .scaling import selection as selection
+    from .scaling import texts as texts
 
 
 def __getattr__(name: str) -> Any:
     """The modules, when they are asked for: `import fastdecode` alone imports no transformers."""
     if name in _MODULES:
         try:
-            return importlib.import_module(f".{name}", __name__)
+            return importlib.import_module(_MODULES[name], __name__)
         except ImportError as error:
             # Not an ImportError: help(), dir() and hasattr() look at every name, and must get past this one.
             raise AttributeError(f"fastdecode.{name} cannot be imported here: {error}.") from error

@@ -15,7 +15,7 @@ from typing import Protocol
 
 import torch
 
-from . import reference
+from .engines import reference
 from .record import Draw, Mixing, Wanted
 
 
@@ -50,15 +50,15 @@ ENGINES: dict[str, Engine] = {"reference": reference}
 MISSING: dict[str, str] = {}  # engines that cannot run here, and why
 
 try:
-    from . import native
+    from .engines import cpu
 
-    native.use_target(os.environ.get("FASTDECODE_CPU"))
-    ENGINES["cpu"] = native
+    cpu.use_target(os.environ.get("FASTDECODE_CPU"))
+    ENGINES["cpu"] = cpu
 except ImportError as error:
     MISSING["cpu"] = f"the compiled extension is not there ({error}); reinstall fastdecode with a C++17 compiler"
 
 try:
-    from . import cuda
+    from .engines import cuda
 
     ENGINES["cuda"] = cuda.load()
 except ImportError as error:
@@ -73,9 +73,9 @@ if not _interpreting and not torch.cuda.device_count():
     MISSING["triton"] = "torch sees no GPU here (TRITON_INTERPRET=1 runs it on the CPU, slowly, for tests)"
 else:
     try:
-        from . import triton_engine
+        from .engines.triton import launch
 
-        ENGINES["triton"] = triton_engine
+        ENGINES["triton"] = launch
         if _interpreting:
             PREFERENCE["cpu"] += ("triton",)
     except ImportError as error:

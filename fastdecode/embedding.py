@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from . import dispatch, reference
+from . import dispatch
 from .arguments import described
+from .engines import reference
 from .soft import SoftTokens
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, overload
 import numpy as np
 import torch
 
-from . import arguments, dispatch, library
+from . import arguments, dispatch, torch_ops
 from .plan import Plan, PlanLike, as_plan, plan
 from .record import Draw, Sample, Statistics, Wanted
 
@@ -82,7 +82,7 @@ def _truncate(logits: torch.Tensor, plan: Any, out: Any, filter_value: float, vo
     if out is not None:
         arguments.check_out(out, logits)
     if arguments.traced(rows) or (rows.requires_grad and torch.is_grad_enabled()):
-        masked = library.truncate(rows, cuts, float(filter_value), limit).view(logits.shape)
+        masked = torch_ops.truncate(rows, cuts, float(filter_value), limit).view(logits.shape)
         return masked if out is None else out.copy_(masked)
     if arguments.unseen_calls:
         arguments.look_for_probabilities(rows)
@@ -180,7 +180,7 @@ def sample(
     plain = stats is False and not top_logprobs and logprobs_of is None
     wanted = arguments.NOTHING if plain else arguments.wanted(stats, top_logprobs, logprobs_of, rows, draw.vocab_limit)
     if arguments.traced(rows):
-        found = library.sample(rows, cuts, draw, wanted)
+        found = torch_ops.sample(rows, cuts, draw, wanted)
     else:
         if arguments.unseen_calls:
             arguments.look_for_probabilities(rows)
@@ -269,7 +269,7 @@ def sample_temperatures(
     plain = stats is False
     wanted = arguments.NOTHING if plain else arguments.wanted(stats, 0, None, rows, draw.vocab_limit)
     if arguments.traced(rows):
-        found = _one_by_one(library.sample, rows, cuts, draw, wanted)
+        found = _one_by_one(torch_ops.sample, rows, cuts, draw, wanted)
     else:
         if arguments.unseen_calls:
             arguments.look_for_probabilities(rows)

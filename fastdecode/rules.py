@@ -13,7 +13,7 @@ tokens with exactly equal logits stay or go together. A need or a floor that is 
 that prefixes which are exact on paper (0.5 + 0.3 against 0.8) do not hang on the last bit of a sum.
 
 The engines run these records and never see a rule's name. To add a rule, write one function here and one row in
-`tests/cases.py`.
+`tests/support/cases.py`.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ A plan leaves survivors; their `top_m` largest, renormalised, are pi; a mixture 
     multi      y = the shares of k draws with replacement   from all survivors: the tokens of `fastdecode.sample(num_samples=k)`
 
 The engine that runs the plan finds the candidates, in the one call that also draws tokens and measures the entropy, and mixes them
-in a second one. Where gradients are wanted, or logits are float64, mixture.py mixes them: torch, and the meaning of it all. Only
+in a second one. Where gradients are wanted, or logits are float64, reference_soft.py mixes them: torch, and the meaning of it all. Only
 where the candidates are not the row's largest logits (a typicality cut, or `top_m=None`) is the row sorted.
 """
 
@@ -23,8 +23,9 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
-from . import arguments, dispatch, mixture, philox, reference
+from . import arguments, dispatch, philox
 from .arguments import described
+from .engines import reference, reference_soft
 from .ops import Coordinates
 from .plan import PlanLike, as_plan, plan
 from .record import NOISES, OK, Mixing, Noise, Wanted
@@ -135,7 +136,7 @@ def soft_tokens(
         overall = (exact or gradient) and (noise == "multi" or some is not None)
         keep = _keep(engine, values, cuts, limit) if overall else None
         uniforms = getattr(engine, "uniforms", philox.uniforms)  # compiled, where the engine is
-        mixed = mixture.soften(rows, cuts, candidates, draw, mixing, found, keep, uniforms)
+        mixed = reference_soft.soften(rows, cuts, candidates, draw, mixing, found, keep, uniforms)
     else:
         mixed = engine.soften(values, cuts, candidates, draw, mixing, found)
     if some is None:
@@ -179,9 +180,9 @@ def soft_logprobs(
         raise ValueError(f"soft must hold one mixture per row of logits ({len(rows)}); got {record.ids.shape[0]}.")
     engine = reference if rows.dtype == torch.float64 else dispatch.engine_for(rows.device)
     keep = _keep(engine, rows.detach(), cuts, limit)
-    log_pi = mixture.log_pi_of(rows, cuts, record.ids, record.how[0], record.soft, keep)
+    log_pi = reference_soft.log_pi_of(rows, cuts, record.ids, record.how[0], record.soft, keep)
     old = record.log_pi.detach().double()
-    value = mixture.density(
+    value = reference_soft.density(
         *record.how, record.ids, record.weights.detach().double(), log_pi, old, record.noise.double(), record.soft
     )
     value = torch.where(record.status == OK, value, math.nan).to(record.weights.dtype)

@@ -22,11 +22,10 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported: then its engine runs on the CPU
 
-import emulated
-from interpreted import quicken, share_of, shown
-
 from fastdecode import dispatch
 from fastdecode.record import Draw, Mixing, Wanted
+from tests.support import emulated
+from tests.support.interpreted import quicken, share_of, shown
 
 # A dry run for a GPU (bench/gpu/stand_in.py) has something else by this name, which is no module.
 INTERPRETED = "triton" in dispatch.PREFERENCE["cpu"] and inspect.ismodule(dispatch.ENGINES["triton"])
@@ -272,7 +271,7 @@ def one_thread():
 
 @pytest.fixture
 def models():
-    import loops
+    from tests.support import loops
 
     return {kind: loops.made(kind) for kind in loops.MODELS}
 

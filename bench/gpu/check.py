@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
-import judge
 import torch
-from conftest import OnDevice, stand_in
-from tolerance import ENTROPY_NATS, NATS, NATS_RELATIVE, PROBABILITY
 
 import fastdecode as fd
 from fastdecode import dispatch
 from fastdecode.record import Sample
+from tests.conftest import OnDevice, stand_in
+from tests.support import judge
+from tests.support.tolerance import ENTROPY_NATS, NATS, NATS_RELATIVE, PROBABILITY
 
 CLOSE = {
     "logprobs": NATS, "raw_logprobs": NATS, "top_logprobs": NATS, "logprobs_of": NATS, "entropy": ENTROPY_NATS,

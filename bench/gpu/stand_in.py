@@ -19,7 +19,8 @@ from typing import Any, ClassVar
 import torch
 from torch.overrides import TorchFunctionMode
 
-from fastdecode import cuda, dispatch
+from fastdecode import dispatch
+from fastdecode.engines import cuda
 
 NAME = "stand-in, no GPU"
 PROPERTIES = SimpleNamespace(name=NAME, multi_processor_count=2, L2_cache_size=2**14, total_memory=2**26)

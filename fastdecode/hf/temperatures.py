@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from transformers.generation import logits_process as theirs
 
-from .. import ops, rules, selection
+from .. import ops, rules
 from ..plan import Plan, PlanLike, as_plan, plan
-from ..texts import Text
+from ..scaling import selection
+from ..scaling.texts import Text
 from . import forward, prompts
 from .branches import Branches
 from .warpers import fresh_seed, single
@@ -69,7 +70,7 @@ def generate_temperatures(
         progress: a bar of texts that are done (tqdm). None: on a terminal.
 
     Returns:
-        A `fastdecode.texts.Text` for each, in the order of prompts, temperatures, samples. `fastdecode.texts.save` writes them.
+        A `fastdecode.scaling.texts.Text` for each, in the order of prompts, temperatures, samples. `fastdecode.scaling.texts.save` writes them.
 
     Raises:
         ValueError: an argument is not as described, the model does not take an input, or a row of logits cannot be sampled.
@@ -200,7 +201,7 @@ def vote_temperatures(
 ) -> Voted:
     """Multi-temperature voting with early exit (arXiv 2510.02611): rounds of samples at every temperature until all agree.
 
-    After each round `fastdecode.selection.temperature_agreement` looks at all samples so far. If they agree, its answer is the
+    After each round `fastdecode.scaling.selection.temperature_agreement` looks at all samples so far. If they agree, its answer is the
     answer; otherwise, when the budget cannot pay for one more sample at each temperature, the majority of all samples is. (The
     paper does not say how the rest of the budget is spent, nor how ties go: here evenly, and to the answer that came first.)
     Each round reads the prompt again.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..texts import Text
+from ..scaling.texts import Text
 
 
 @dataclass

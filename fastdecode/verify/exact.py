@@ -14,7 +14,8 @@ import torch
 
 import fastdecode as fd
 
-from .. import dispatch, philox, reference
+from .. import dispatch, philox
+from ..engines import reference
 from ..record import NAN, Draw
 from ..rules import (
     BY_TYPICALITY,

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 
-from .. import reference
+from ..engines import reference
 from ..rules import BY_TYPICALITY, COUNT, DRAW, ENTROPY, FIELDS, FLOOR, SURPRISAL, Cut
 from .tolerance import EDGE, ENTROPY_EDGE, KEY
 

@@ -1,4 +1,4 @@
-"""How far an engine may be from the reference, each with its reason; the tests judge by the same numbers (tests/tolerance.py)."""
+"""How far an engine may be from the reference, each with its reason; the tests judge by the same numbers (tests/support/tolerance.py)."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-// What: random plans x hostile rows x instruction sets for the CPU engine, compiled with sanitizers; tests/fuzzed.py builds and
+// What: random plans x hostile rows x instruction sets for the CPU engine, compiled with sanitizers; tests/support/fuzzed.py builds and
 //   runs it (`make fuzz`).
 // Contract: every buffer is a block of its own of just its size, and what lies between rows is poisoned: AddressSanitizer sees a
 //   read or a write one element too far. Beyond the sanitizers it checks what needs no reference: tokens in range and among the
 //   survivors, as many survivors as `kept` says, the same answer with threads, without statistics and in place. Two instruction
 //   sets may decide a token at an edge differently, as they add up in another order: rarely, see kEdges; and freely where a share
-//   of an entropy decides in a row that is all but certain (tests/tolerance.py: ENTROPY_EDGE), so such plans are not compared.
+//   of an entropy decides in a row that is all but certain (tests/support/tolerance.py: ENTROPY_EDGE), so such plans are not compared.
 // Idea: a case is a function of (seed, number). Dying, it says both, and the same program runs that case again.
 // Usage: fuzz rows|threads SEED SECONDS [FIRST]
 #include <stdio.h>

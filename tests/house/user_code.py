@@ -13,7 +13,7 @@ import torch
 
 import fastdecode as fd
 import fastdecode.hf
-from fastdecode import selection, texts
+from fastdecode.scaling import selection, texts
 
 
 def next_tokens(logits: torch.Tensor, step: int) -> list[int]:

@@ -12,9 +12,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-import pages
+from tests import ROOT
+from tests.support import pages
 
 USER_CODE = Path(__file__).parent / "user_code.py"
 
@@ -22,7 +21,7 @@ USER_CODE = Path(__file__).parent / "user_code.py"
 UNTYPED = ("model = AutoModelForCausalLM", "model: Any = AutoModelForCausalLM")
 
 PYRIGHT = {
-    "extraPaths": [str(pages.ROOT)],
+    "extraPaths": [str(ROOT)],
     "pythonVersion": "3.10",
     "typeCheckingMode": "standard",
     "reportUnnecessaryTypeIgnoreComment": True,  # so that it, too, must see the mistakes of user_code.py
@@ -33,7 +32,7 @@ PYRIGHT = {
 def programs() -> dict[str, str]:
     """By file name. A block of the README that lacks names goes on with the program that has the most of them."""
     made = {"user_code.py": USER_CODE.read_text(encoding="utf-8")}
-    blocks = pages.blocks((pages.ROOT / "README.md").read_text(encoding="utf-8"), "python")
+    blocks = pages.blocks((ROOT / "README.md").read_text(encoding="utf-8"), "python")
     assert blocks, "the README has no Python"
     for number, block in enumerate(blocks):
         own, wanted = names(block)
@@ -63,11 +62,11 @@ def complaints(tool: str, folder: Path) -> str:
             text = "from typing import Any\n" + text.replace(*UNTYPED) if name != "user_code.py" else text
         (folder / name).write_text(text, encoding="utf-8")
     if tool == "mypy":
-        arguments = ["--config-file", str(pages.ROOT / "pyproject.toml"), *map(str, sorted(folder.glob("*.py")))]
+        arguments = ["--config-file", str(ROOT / "pyproject.toml"), *map(str, sorted(folder.glob("*.py")))]
     else:
         (folder / "pyrightconfig.json").write_text(json.dumps(PYRIGHT), encoding="utf-8")
         arguments = ["-p", str(folder), "--pythonpath", sys.executable]
-    told = subprocess.run([sys.executable, "-m", tool, *arguments], cwd=pages.ROOT, capture_output=True, text=True)
+    told = subprocess.run([sys.executable, "-m", tool, *arguments], cwd=ROOT, capture_output=True, text=True)
     return told.stdout + told.stderr if told.returncode else ""
 
 

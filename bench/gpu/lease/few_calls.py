@@ -9,10 +9,10 @@ from __future__ import annotations
 import sys
 
 import torch
-from cases import cycle, normal
 
 import fastdecode as fd
 from fastdecode import dispatch
+from tests.support.cases import cycle, normal
 
 from .. import stand_in
 from ..candidates import RULES, plan_of

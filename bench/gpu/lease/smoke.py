@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from cases import CHAINS, LAYOUTS, PLANS, TYPICAL, ordinary
-from tolerance import EDGE_FEW, EDGE_TOKENS, LEAD_ROWS
 
-from fastdecode import cuda, dispatch
+from fastdecode import dispatch
+from fastdecode.engines import cuda
+from tests.support.cases import CHAINS, LAYOUTS, PLANS, TYPICAL, ordinary
+from tests.support.tolerance import EDGE_FEW, EDGE_TOKENS, LEAD_ROWS
 
 from .. import stand_in
 from ..check import check_engine

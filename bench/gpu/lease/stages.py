@@ -22,7 +22,7 @@ LEAST = 6.0  # seconds without which a stage does not begin
 TO_STOP = 7.0  # seconds that a program which watches its own time gets less than its stage
 KILL_AFTER = 3.0
 LOGGED = 60_000  # characters of a stage's output that log.txt keeps: the last ones
-CONFORMANCE = ("tests/test_conformance.py", "tests/test_draw.py")
+CONFORMANCE = ("tests/engines/test_conformance.py", "tests/engines/test_draw.py")
 TOOLS = ("memcheck", "racecheck", "synccheck")
 PROFILED = (("top_p", "1"), ("top_p", "64"))
 NCU = ("--clock-control", "none", "--launch-skip", "1", "--launch-count", "1", "-k", "regex:sample_kernel")
@@ -77,7 +77,7 @@ def stages(out: Path, dry: bool) -> list[Stage]:
         Stage("facts", 30, program("lease.facts", "--out", str(out / "facts.jsonl"))),
         Stage("build", 400 if dry else 150, program("lease.build")),
         Stage("smoke", 50, program("lease.smoke", "--out", str(out / "smoke.jsonl")), timed="--until"),
-        Stage("graph", 40, tests("tests/test_cuda.py"), required="cpu,cuda"),
+        Stage("graph", 40, tests("tests/engines/test_cuda.py"), required="cpu,cuda"),
         *bench,
         Stage("conformance", 75, tests(*few, *CONFORMANCE), required="cpu,cuda,triton"),
         *sanitizer,

@@ -1,4 +1,4 @@
-"""What the CUDA engine may cost, as tests/test_gpu_model.py holds it. FIGURES IN THIS TABLE ONLY EVER GO DOWN: a change that
+"""What the CUDA engine may cost, as tests/tools/test_gpu_model.py holds it. FIGURES IN THIS TABLE ONLY EVER GO DOWN: a change that
 makes one lower lowers it here; a change that needs a higher one is not made.
 
 Counted from machine code for sm_90 (nvcc 13.0), and by the emulation on real rows of 128256 float32 logits, eight blocks a row.

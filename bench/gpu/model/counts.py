@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 
-import emulated
 import torch
-from conftest import stand_in
 
 import fastdecode as fd
 from fastdecode import dispatch
+from tests.conftest import stand_in
+from tests.support import emulated
 
 from .constants import Device
 

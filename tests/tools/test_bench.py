@@ -1,0 +1,218 @@
+"""The benchmarks run, verify before they measure, and render what they measured; no time is asserted."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+
+import pytest
+import torch
+
+import fastdecode as fd
+from bench import machine, plans, rows, timing
+from bench.cpu import goals, grid, llama, ours, overhead, peers, render, run, verify
+from bench.records import PLOTS, Results, read
+from tests import ROOT
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> Results:
+    """Of the tiny grid, written and read back."""
+    threads = torch.get_num_threads()
+    records = run.run(grid.tiny(), show=False)
+    torch.set_num_threads(threads)
+    return read(run.write(records, tmp_path_factory.mktemp("results")))
+
+
+def test_every_case_is_one_line_with_its_commit_and_machine(results):
+    cases = [r for r in results.records if r["what"] != "overhead"]
+    shapes = {(r["rule"], r["what"], r["T"], r["B"], r["dtype"], r["threads"]) for r in cases}
+    assert len(shapes) == len(cases) == 5
+    for r in results.records:
+        assert re.fullmatch(r"[0-9a-f]{40}|unknown", r["commit"]) and isinstance(r["dirty"], bool)
+        assert {"cpu", "cores", "compiler", "torch", "transformers"} <= set(r["machine"]) and r["instruction_set"]
+        assert all(entry["median"] > 0 for entry in r["us_per_row"].values())
+    for r in cases:
+        assert {"engine", "one read", "exp pass", "hf"} <= set(r["us_per_row"])
+        assert r["p10_us"] <= r["median_us"] <= r["p90_us"] and r["ratio_to_read"] > 0
+        assert (r["slowest_row_us"] is None) == (r["B"] > 1)
+        assert r["verified_rows"] >= r["B"] and 0 < r["kept"]["median"] <= r["kept"]["max"] <= r["V"]
+        assert set(r["peers_over_engine"]) >= set(r["peers_over_call"]) >= {"hf"}
+    json.dumps(results.records, allow_nan=False)
+
+
+def as_main(results: Results) -> Results:
+    """The same lines, as if the size were the one that tables and plots show."""
+    return Results(results.path, [{**r, "V": grid.V_MAIN} for r in results.records])
+
+
+def test_the_tables_hold_what_was_measured(results):
+    text = render.readme_section(as_main(results))
+    for rule in ("none", "top_p .95"):
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{rule}` |"))
+        (record,) = (r for r in results.all(rule=rule, what="token", B=1))
+        assert f" | {render.number(record['median_us'])} | " in row
+    assert "not measured" in text and "stand-ins" in text
+    assert all(results.plot(name).name in text for name in PLOTS)
+    assert "choice of the engine" in render.all_tables(results)
+
+
+def test_another_machine_is_folded_under_the_newest(results):
+    """With its own figures and goals, and with what it is."""
+    text = render.other_section(as_main(results))
+    full = render.readme_section(as_main(results))
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    assert tables == [line for line in full.splitlines() if line.startswith("|")]
+    assert text.startswith("<details><summary>") and text.endswith("</details>") and results.path.name in text
+
+
+def test_the_plots_are_drawn(results):
+    plots = pytest.importorskip("bench.cpu.plots", exc_type=ImportError)
+    full = as_main(results)
+    plots.draw(full)
+    for name in PLOTS:
+        assert full.plot(name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_readme_has_room_for_the_tables(tmp_path):
+    copy = tmp_path / "README.md"
+    copy.write_text((ROOT / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
+    for section in ("first", "second"):
+        render.write_readme(section, copy)
+    text = copy.read_text(encoding="utf-8")
+    assert "second" in text and f"{render.START}\n\nsecond\n\n{render.END}" in text
+    copy.write_text("no markers", encoding="utf-8")
+    with pytest.raises(SystemExit, match="two markers"):
+        render.write_readme("third", copy)
+
+
+def test_goals_are_judged_by_their_bounds():
+    for goal, reached in (
+        (goals.Goal("", 2.0, True, 2.0), "yes"),
+        (goals.Goal("", 2.0, True, 2.1), "no"),
+        (goals.Goal("", 2.0, False, 1.9), "no"),
+        (goals.Goal("", 2.0, False, None), "not measured"),
+    ):
+        assert goal.reached == reached
+
+
+def test_a_wrong_engine_is_not_timed(monkeypatch):
+    """Of the same rows, but with another plan's mask, tokens or number of survivors."""
+    x = rows.rows("real", 2000, 2)
+    plan, other = fd.plan(fd.top_p(0.95)), fd.plan(fd.top_p(0.5))
+    verify.verify(x, plan)
+    for name, complaint in (("truncate", "values differ"), ("sample", "tokens|kept counts")):
+        right = getattr(fd, name)
+        with monkeypatch.context() as patched, pytest.raises(AssertionError, match=complaint):
+            patched.setattr(fd, name, lambda x, _, right=right, **where: right(x, other, **where))
+            verify.verify(x, plan)
+
+
+def test_the_engine_alone_does_what_the_function_does():
+    x, plan = rows.rows("real", 2000, 3), fd.plan(fd.min_p(0.05))
+    answer, _ = ours.sample_engine(plan)(x)()
+    want = answer.tokens.clone()
+    assert torch.equal(ours.sample(plan)(x)().tokens, want)
+    call = ours.sample_engine(plan, threads=1)(x)
+    call()[0].tokens.fill_(-7)
+    assert torch.equal(call()[0].tokens, want)
+    assert torch.equal(ours.truncate_engine(plan)(x)()[0], fd.truncate(x, plan))
+
+
+def test_the_engine_alone_keeps_its_logits():
+    """A converted copy, of which nobody else knows, is still there when the addresses are used."""
+    x, plan = rows.rows("real", 4000, 3), fd.plan(fd.top_p(0.9))
+    call = ours.sample_engine(plan)(x.bfloat16().float())
+    want = fd.sample(x.bfloat16().float(), plan, seed=ours.SEED, step=ours.STEP).tokens
+    others = [torch.full_like(x, 5.0) for _ in range(50)]
+    assert torch.equal(call()[0].tokens, want) and len(others) == 50
+
+
+def test_peers_keep_what_we_keep():
+    """On rows without ties; transformers' Top-H is another rule."""
+    x = rows.rows("peaked", 2000, 4)
+    for case in plans.RULES:
+        ours_keep = fd.truncate(x, case.plan(2.0)) > -torch.inf
+        for peer in peers.candidates(case, "mask", 2.0, 4, frozenset({"hf", "torch"})):
+            if peer.name == "hf" and case.remark:
+                continue
+            differ = (peer.bind(x)() > -torch.inf) != ours_keep
+            assert differ.sum() <= 2, f"{case.name}: {peer.name} keeps {int(differ.sum())} tokens otherwise"
+
+
+def test_peers_draw_tokens():
+    x = rows.rows("real", 2000, 2)
+    everyone = grid.ALL_PEERS
+    found = [peer for case in plans.RULES for peer in peers.candidates(case, "token", 1.5, 2, everyone)]
+    assert {peer.name for peer in found} == everyone - (set() if llama.available() else {"llama.cpp"})
+    for peer in found:
+        tokens = [int(token) for token in peer.bind(x)()]
+        assert len(tokens) == 2 and all(0 <= token < 2000 for token in tokens)
+
+
+def test_stand_ins_are_the_real_row_and_lower_copies():
+    real, wide, narrow = (rows.rows("real", vocab, 4) for vocab in (49152, 151936, 32000))
+    assert torch.equal(wide[:, :49152], real)
+    lower = real - wide[:, 49152 : 2 * 49152]
+    assert abs(float(lower.mean()) - rows.OFFSET) < rows.JITTER
+    assert all(set(narrow[i].tolist()) <= set(real[i].tolist()) for i in range(4))
+    assert torch.equal(rows.rows("ties", 100, 2), rows.rows("ties", 100, 2).round())
+
+
+def test_no_call_finds_the_row_of_the_call_before():
+    """It would guess that row's branches right."""
+    places = []
+
+    def bind(x):
+        def call():
+            time.sleep(1e-4)
+            places.append(int(x[0, 0]))
+
+        return call
+
+    found = timing.measure([timing.Candidate("one", bind)], [torch.full((1, 8), i) for i in range(3)], rounds=4)
+    calls = places[-2 * 3 * 4 :]  # after those that calibrate
+    assert all(before != timed for before, timed in zip(calls[::2], calls[1::2]))
+    assert [len(samples) for samples in found["one"].samples] == [4, 4, 4]
+
+
+def test_quantiles_and_summaries():
+    assert timing.quantile([1.0, 2.0, 3.0], 0.5) == 2.0 and timing.quantile([1.0, 2.0], 0.25) == 1.25
+    summary = timing.Timing([[1.0, 2.0, 9.0], [4.0, 4.0, 4.0]]).summary()
+    assert summary["median"] == 3.0 and summary["slowest_row"] == 4.0 and summary["min"] == 1.0
+
+
+def test_the_parts_of_the_overhead_add_up():
+    threads = torch.get_num_threads()
+    for record in overhead.measure_overhead(1000):
+        assert (
+            abs(sum(record["parts_us"].values()) - record["overhead_us"]) < 0.01
+        )  # each is written with three decimals
+    torch.set_num_threads(threads)
+
+
+def test_neighbours_are_a_share_of_the_machine():
+    neighbours = machine.Neighbours()
+    sum(range(300_000))
+    found = neighbours.share()
+    assert found is None or 0 <= found <= 1
+
+
+def test_llama_cpp_keeps_what_we_keep():
+    if not llama.available():
+        pytest.skip("llama-cpp-python is not installed")
+    x = rows.rows("peaked", 2000, 8)
+    for name in llama.CHAINS:
+        plan = plans.BY_NAME[name].plan(2.0)
+        tokens = torch.tensor([llama.bind(name, 2.0)(row[None])()[0] for row in x])
+        kept = fd.truncate(x, plan).gather(1, tokens[:, None]) > -torch.inf
+        assert kept.all(), f"{name}: llama.cpp draws what we remove"
+
+
+def test_results_name_the_cpu_and_no_host():
+    import platform
+
+    assert re.fullmatch(r"[a-z0-9-]+", machine.short_name())
+    host = platform.node()
+    assert not host or host not in machine.machine().values()
