@@ -48,12 +48,15 @@ class Engine(Protocol):
 
 ENGINES: dict[str, Engine] = {"reference": reference}
 MISSING: dict[str, str] = {}  # engines that cannot run here, and why
+_unusable = ""  # why no call may run at all
 
 try:
     from .engines import cpu
 
-    cpu.use_target(os.environ.get("FASTDECODE_CPU"))
     ENGINES["cpu"] = cpu
+    cpu.use_target(os.environ.get("FASTDECODE_CPU"))
+except ValueError as error:  # said by the first call: an import must not fail, not even the doctor's
+    _unusable = f"FASTDECODE_CPU: {error}"
 except ImportError as error:
     MISSING["cpu"] = f"the compiled extension is not there ({error}); reinstall fastdecode with a C++17 compiler"
 
@@ -88,8 +91,11 @@ def engine_for(device: torch.device) -> Engine:
     """The engine for logits on `device`.
 
     Raises:
-        RuntimeError: the engine that was asked for is unknown, is not there, or cannot run on this device.
+        RuntimeError: the engine that was asked for is unknown, is not there, or cannot run on this device; FASTDECODE_CPU names
+            an instruction set that is not there.
     """
+    if _unusable:
+        raise RuntimeError(_unusable)
     if _forced is None:
         for name in PREFERENCE.get(device.type, ()):
             if name in ENGINES:

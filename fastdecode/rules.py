@@ -128,7 +128,7 @@ def temperature(t: Values) -> Rule:
     """Divide the logits by `t` from here on.
 
     Args:
-        t: in [0, 3.4e38], or a [B] tensor. 0 makes the row greedy: its largest surviving logit, lowest id on ties, no noise.
+        t: in [0, 3.4e38], or one for each row. 0 makes the row greedy: its largest surviving logit, lowest id on ties, no noise.
             So does a temperature (the product, if there are several) below 2^-126 = 1.2e-38, whose reciprocal float32
             cannot hold; above 2^120 = 1.3e36 it acts as 2^120.
     """
@@ -199,7 +199,7 @@ def top_h(alpha: Values, variant: Variant = "paper") -> Rule:
     below 1e-10: the others hold too little mass to be drawn.
 
     Args:
-        alpha: in (0, 1], or a [B] tensor. Usual value: 0.4.
+        alpha: in (0, 1], or one for each row. Usual value: 0.4. 1 switches the paper's rule off.
     """
     if variant not in get_args(Variant):
         raise ValueError(f"top_h's variant must be 'paper' or 'hf'; got {described(variant)}.")

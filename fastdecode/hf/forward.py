@@ -111,7 +111,7 @@ class Forward:
 
     def keeps_all_in_the_cache(self) -> bool:
         """The rest of the answer, after the prompt: Recurrent Gemma leaves its layers of the cache empty, and has states elsewhere."""
-        if not getattr(self.model, "_is_stateful", False):
+        if not (_OLD or getattr(self.model, "_is_stateful", False)):  # 4.57 does not say it of Recurrent Gemma
             return True
         return all(
             any((*layer.is_conv_states_initialized.values(), *layer.is_recurrent_states_initialized.values()))

@@ -5,7 +5,10 @@ batch of one.
 from __future__ import annotations
 
 import math
+import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ import torch
 
 import fastdecode as fd
 from fastdecode import dispatch
+from tests import ROOT
 from tests.support.cases import INPUTS, normal
 
 PLAN = fd.plan(fd.temperature(1.5), fd.top_p(0.9))
@@ -377,3 +381,17 @@ def test_parameters_and_inference_tensors(engine):
     with torch.inference_mode():
         assert torch.equal(fd.sample(X.clone(), PLAN, seed=1).tokens, want)
         assert torch.equal(fd.truncate(X.clone(), PLAN), fd.truncate(X, PLAN))
+
+
+def test_an_instruction_set_that_is_not_there_is_one_sentence():
+    """The import works, so that the doctor can say it; a call does not run on another engine in silence."""
+    code = "import fastdecode as fd, torch\ntry: fd.sample(torch.zeros(1, 5), seed=1)\nexcept RuntimeError as error: print(error)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "FASTDECODE_CPU": "nosuch"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.startswith("FASTDECODE_CPU: the instruction set must be one of baseline") and not done.stderr
+    assert "'nosuch'" in done.stdout

@@ -127,7 +127,7 @@ ARCHITECTURES = {
     }),
     "recurrent_gemma": Row("RecurrentGemmaConfig", {
         **HEADS, "num_hidden_layers": 3, "num_key_value_heads": 1, "lru_width": D, "attention_window_size": 8,
-    }, old=False),  # there its states lie where generate_temperatures does not see them
+    }),
     "rwkv": Row("RwkvConfig", {**PLAIN, "attention_hidden_size": D, "intermediate_size": 48, "context_length": 64}),
     "openai-gpt": Row("OpenAIGPTConfig", {**GPT, "eos_token_id": None}),
     # an encoder before the decoder

@@ -95,7 +95,6 @@ def test_states_are_copied_behind_one_prefill(name, monkeypatch):
         assert text.tokens == alone[0, 6:].tolist()
 
 
-@pytest.mark.skipif(OLD, reason="4.57: Recurrent Gemma keeps states that this cannot see")
 def test_a_cache_that_is_left_empty_is_noticed(monkeypatch):
     """Recurrent Gemma has a cache for its states, and keeps them elsewhere: each row reads the prompt."""
     model = made("recurrent_gemma")

@@ -6,7 +6,15 @@ import triton
 import triton.language as tl
 
 # isort: off
-from .measure import (ALIVE_AT, AT_FIRST, BY_LOGIT, COUNT, DRAW, FIELDS, FLOOR, GROUP, GROUP_FLOATS, GROUP_INTS, GROUP_STREAM, HI_AT, KEEP_AT, KIND_AT, LANES, LAST_KEY, LN2, LO_AT, LOWEST, LSE_AT, MASKED, MASKED_FLOAT16, MASS_AT, MAX_AT, MEASURE_AT, NEED_AT, NO_KEY, OFFSET_AT, OFFSET_H_AT, ORDER_AT, OVERFLOW_AT, P2_AT, PREFIX, REQUESTS, ROW_NUMBERS, SAMPLE_STREAM, SD_AT, SLACK, SPAN, STATUS_AT, STOP_AFTER, STOP_AT, SURVIVING, TEMPERATURE_AT, TILE, TOKEN_AT, TOKEN_STREAM, WITHIN_AT, as_float, float_of, kernel, key_of, list_groups, listed, lowest_of_lanes, merge, plan_of, round_up, row_of, scale_of, scaled, spread, start_of, survivor_sums, tokens_at, typicality, wants_sums, without_inf,)  # fmt: skip
+from .measure import (
+    ALIVE_AT, AT_FIRST, BY_LOGIT, COUNT, DRAW, FIELDS, FLOOR, GROUP, GROUP_FLOATS, GROUP_INTS, GROUP_STREAM, HI_AT,
+    KEEP_AT, KIND_AT, LANES, LAST_KEY, LN2, LO_AT, LOWEST, LSE_AT, MASKED, MASKED_FLOAT16, MASS_AT, MAX_AT,
+    MEASURE_AT, NEED_AT, NO_KEY, OFFSET_AT, OFFSET_H_AT, ORDER_AT, OVERFLOW_AT, P2_AT, PREFIX, REQUESTS, ROW_NUMBERS,
+    SAMPLE_STREAM, SD_AT, SLACK, SPAN, STATUS_AT, STOP_AFTER, STOP_AT, SURVIVING, TEMPERATURE_AT, TILE, TOKEN_AT,
+    TOKEN_STREAM, WITHIN_AT, as_float, float_of, kernel, key_of, list_groups, listed, lowest_of_lanes, merge, plan_of,
+    round_up, row_of, scale_of, scaled, spread, start_of, survivor_sums, tokens_at, typicality, wants_sums,
+    without_inf,
+)  # fmt: skip
 from .search import needed, search
 
 OK, NAN, EMPTY = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)

@@ -6,7 +6,11 @@ import triton
 import triton.language as tl
 
 # isort: off
-from .measure import (ALIVE_AT, AT_DRAW, AT_ONE, BY_LOGIT, COUNT, FIELDS, GROUP, GROUP_FLOATS, GROUP_INTS, HI_AT, LN2, LO_AT, LOWEST, MASS_AT, MAX_AT, OVERFLOW_AT, ROW_NUMBERS, SPAN, STATUS_AT, STOP_AFTER, TEMPERATURE_AT, TILE, TOKEN_AT, as_float, float_of, kernel, list_groups, listed, merge, plan_of, row_of, scale_of, start_of, tokens_at, without_inf,)  # fmt: skip
+from .measure import (
+    ALIVE_AT, AT_DRAW, AT_ONE, BY_LOGIT, COUNT, FIELDS, GROUP, GROUP_FLOATS, GROUP_INTS, HI_AT, LN2, LO_AT, LOWEST,
+    MASS_AT, MAX_AT, OVERFLOW_AT, ROW_NUMBERS, SPAN, STATUS_AT, STOP_AFTER, TEMPERATURE_AT, TILE, TOKEN_AT, as_float,
+    float_of, kernel, list_groups, listed, merge, plan_of, row_of, scale_of, start_of, tokens_at, without_inf,
+)  # fmt: skip
 from .search import running_count, search
 
 OK, NAN = tl.constexpr(0), tl.constexpr(1)

@@ -6,7 +6,11 @@ import triton
 import triton.language as tl
 
 # isort: off
-from .measure import (BY_LOGIT, CERTAIN, COUNT, GROUP, GROUP_FLOATS, GROUP_INTS, HALF_TILE, LANES, LAST_KEY, LN2, LOWEST, MASS, NO_KEY, SLACK, SPAN, STOP_AFTER, SURPRISAL, TILE, beside_top, float_of, key_of, list_groups, listed, lowest_of_lanes, scaled, tokens_at, typicality,)  # fmt: skip
+from .measure import (
+    BY_LOGIT, CERTAIN, COUNT, GROUP, GROUP_FLOATS, GROUP_INTS, HALF_TILE, LANES, LAST_KEY, LN2, LOWEST, MASS, NO_KEY,
+    SLACK, SPAN, STOP_AFTER, SURPRISAL, TILE, beside_top, float_of, key_of, list_groups, listed, lowest_of_lanes,
+    scaled, tokens_at, typicality,
+)  # fmt: skip
 
 
 @triton.jit
