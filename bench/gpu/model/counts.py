@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cache
@@ -16,6 +17,7 @@ from tests.support import emulated
 
 from .constants import Device
 
+GROUP = 256  # tokens that a warp has at once
 _DTYPES = {"float32": 0, "float16": 1, "bfloat16": 2}  # as csrc/args.h numbers them
 
 
@@ -44,6 +46,15 @@ class Counts:
     atomics: float
     remotes: float
 
+    def visits(self, vocab: int, dtype: str, shape: Shape) -> float:
+        """How often a group of 256 tokens is looked at again."""
+        loads = (4 if dtype == "float32" else 2) * GROUP // (16 * 32)  # of a group, by a warp, 16 bytes a lane
+        again = self.shared_loads / loads
+        if not shape.resident:
+            groups = math.ceil(math.ceil(vocab / GROUP) / shape.ranks)
+            again += max(0.0, self.memory_loads / loads - groups)
+        return again
+
 
 def shape(device: Device, dtype: str, rows: int, vocab: int) -> Shape:
     """What the launcher would choose there."""
@@ -56,12 +67,15 @@ def _library() -> ctypes.CDLL:
     return ctypes.CDLL(emulated.module(counted=True).__file__)
 
 
-def of_rows(rows: torch.Tensor, rules: Sequence[fd.Rule], ranks: int) -> Counts:
-    """For a sample with these rules; the mean of the rows."""
+def of_rows(rows: torch.Tensor, rules: Sequence[fd.Rule], ranks: int, truncates: bool = False) -> Counts:
+    """For a sample with these rules, or masked logits; the mean of the rows."""
     engine = emulated.Engine(ranks, emulated.REAL, counted=True)
     numbers = (ctypes.c_long * len(fields(Counts)))()
     _library().fd_take_counts(numbers)
     with stand_in("cuda", engine), dispatch.use("cuda"):
-        fd.sample(rows, fd.plan(*rules), seed=1)
+        if truncates:
+            fd.truncate(rows, fd.plan(*rules))
+        else:
+            fd.sample(rows, fd.plan(*rules), seed=1)
     _library().fd_take_counts(numbers)
     return Counts(*(number / len(rows) for number in numbers))

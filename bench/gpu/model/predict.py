@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from .constants import CLUSTER_BARRIER, DEVICE_FENCE, GRAPH_KERNEL, MEMORY_IDLE, Device
 from .cost import Costs
-from .counts import Counts, Shape
+from .counts import GROUP, Counts, Shape
+from .engine import FIXED_WAITS
 
-GROUP = 256
 RESERVED = 1 << 10  # bytes of shared memory that a block costs beside its own
 
 
@@ -26,26 +26,47 @@ class Prediction:
     parts: dict[str, float]
 
 
+def bytes_of(dtype: str) -> int:
+    return 4 if dtype == "float32" else 2
+
+
 def predict(
-    device: Device, costs: Costs, counts: Counts, shape: Shape, rows: int, vocab: int, dtype: str
+    device: Device,
+    costs: Costs,
+    counts: Counts,
+    shape: Shape,
+    rows: int,
+    vocab: int,
+    dtype: str,
+    *,
+    sums: bool = True,
+    fenced: bool = True,
+    writes: bool = False,
 ) -> Prediction:
-    size = 4 if dtype == "float32" else 2
-    loads = size * GROUP // (16 * 32)  # of a group, by a warp, 16 bytes a lane
+    """`sums`: they come out of the read. `fenced`: the cluster's barriers are fences of device scope. `writes`: masked logits and no
+    token."""
+    size = bytes_of(dtype)
     groups = math.ceil(math.ceil(vocab / GROUP) / shape.ranks)
-    visits = max(0.0, counts.shared_loads / loads)
-    if not shape.resident:
-        visits += max(0.0, counts.memory_loads / loads - groups)
+    visits = counts.visits(vocab, dtype, shape)
+    written = groups if writes else 0
+    visits = max(0.0, visits - written)
+    skipped = max(0.0, (counts.cluster_barriers - FIXED_WAITS) * groups - visits)
     warps = shape.warps
+    opening = costs.opening if sums else costs.bare_opening
     parts = {
         "start": 2 * MEMORY_IDLE,
-        "opening": math.ceil(groups / warps) * costs.opening.cycles,
+        "opening": math.ceil(groups / warps) * opening.cycles,
         "visits": visits / warps * costs.visit.cycles,
+        "skipped groups": skipped / warps * costs.skipped.cycles,
         "block barriers": counts.block_barriers * costs.between_barriers.cycles,
-        "cluster barriers": counts.cluster_barriers * (CLUSTER_BARRIER + DEVICE_FENCE if shape.ranks > 1 else 0),
-        "draw": costs.draw.cycles,
+        "cluster barriers": counts.cluster_barriers
+        * (CLUSTER_BARRIER + DEVICE_FENCE * fenced if shape.ranks > 1 else 0),
+        "draw": 0 if writes else costs.draw.cycles,
+        "writing": math.ceil(written / warps) * costs.writing.cycles,
     }
-    issued = groups * costs.opening.instructions + visits * costs.visit.instructions
-    issued += warps * counts.block_barriers * costs.between_barriers.instructions + costs.draw.instructions
+    issued = groups * opening.instructions + visits * costs.visit.instructions + skipped * costs.skipped.instructions
+    issued += warps * counts.block_barriers * costs.between_barriers.instructions
+    issued += written * costs.writing.instructions if writes else costs.draw.instructions
 
     blocks = max(1, min(2, (device.shared_bytes + RESERVED) // (shape.shared_bytes + RESERVED)))
     side_by_side = max(1, device.multiprocessors * blocks // shape.ranks)
@@ -54,6 +75,6 @@ def predict(
     sharing = max(1.0, busy * shape.ranks / device.multiprocessors)
     row = sum(parts.values())
     at_once = max(row, sharing * issued / device.schedulers) / device.clock
-    from_memory = busy * vocab * size / device.read
+    from_memory = busy * vocab * size * (2 if writes else 1) / device.read
     us = GRAPH_KERNEL + waves * max(at_once, from_memory)
     return Prediction(us, waves, {name: time / device.clock for name, time in parts.items()})

@@ -36,14 +36,14 @@ class Instruction:
     waits: int
     lines: tuple[tuple[str, int], ...] = ()  # its source, and the lines that this was inlined at
 
-    @property
+    @cached_property
     def opcode(self) -> str:
         """With its modifiers, as in LDG.E.128."""
         found = _OPCODE.match(self.text)
         assert found
         return found[1]
 
-    @property
+    @cached_property
     def name(self) -> str:
         return self.opcode.split(".")[0]
 
@@ -51,7 +51,7 @@ class Instruction:
     def is_predicated(self) -> bool:
         return self.text.startswith("@")
 
-    @property
+    @cached_property
     def target(self) -> str | None:
         """The label that it may go to."""
         found = _TARGET.search(self.text) if self.name in ("BRA", "CALL", "BSSY", "WARPSYNC") else None
