@@ -70,8 +70,13 @@ def _tiers() -> Iterator[Iterator[Case]]:
     yield over(V=(32000, V_MAIN, 151936, 262144), kinds=KINDS, dtypes=(FLOAT32, BFLOAT16), temperatures=(1.0, 2.0))
 
 
-def few() -> list[Case]:
-    """For a dry run: every kind of case once, tiny."""
-    plain = [Case(rule, 1000, "real", dtype, b) for dtype, b in ((FLOAT32, 1), (BFLOAT16, 64)) for rule in RULES]
+def few(peer: bool) -> list[Case]:
+    """For a dry run: every kind of case once, tiny. Of a peer, every rule and every way to be given logits: torch.compile takes
+    seconds for each."""
+    rules = [Case(rule, 1000) for rule in RULES]
+    converted = [Case("top_p", 1000, "real", BFLOAT16, 64, converted=also) for also in (False, True)]
+    if peer:
+        return [*rules, Case("top_p", 500, "flat", FLOAT32, 2, 2.0), *converted]
+    large = [Case(rule, 1000, "real", BFLOAT16, 64) for rule in RULES]
     kinds = [Case("top_p", 500, kind, FLOAT32, 2, 2.0) for kind in KINDS]
-    return [*plain, *kinds, Case("top_p", 1000, "real", BFLOAT16, 64, converted=True)]
+    return [*rules, *large, *kinds]

@@ -111,7 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
         "copy_bytes_per_us": round(clock.copy_bandwidth(2**20 if dry else 2**30)), **({"dry_run": True} if dry else {}),
     }  # fmt: skip
     bench = Bench(options.who, options.out, common, set(options.eager))
-    todo = few() if dry else cases(peer=engine_of(options.who) is None)
+    todo = (few if dry else cases)(peer=engine_of(options.who) is None)
     for place in range(options.first, len(todo)):
         # Without its parent it would go on alone, beside whatever is started next.
         if time.time() > options.until or os.getppid() != parent:

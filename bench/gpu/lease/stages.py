@@ -60,10 +60,12 @@ def stages(out: Path, dry: bool) -> list[Stage]:
         for who in WHO
     ]
     few = (
-        ("-n", "2", "-k", "cuda and (test_hostile_rows and keeping or test_the_engine_draws and tied)")
+        ("-n", "1", "-k", "cuda and (test_hostile_rows and keeping or test_the_engine_draws and tied)")
         if dry
         else ("-n", "12")
     )
+    # The one that is left out compares 300 rows with the reference: a stand-in learns nothing from the ten seconds.
+    graph = ("-k", "not batches_of_all_sizes") if dry else ()
     sanitizer = [
         Stage(tool, 20, program("lease.few_calls"), ("compute-sanitizer", "--tool", tool, "--error-exitcode", "7"))
         for tool in TOOLS
@@ -77,7 +79,7 @@ def stages(out: Path, dry: bool) -> list[Stage]:
         Stage("facts", 30, program("lease.facts", "--out", str(out / "facts.jsonl"))),
         Stage("build", 400 if dry else 150, program("lease.build")),
         Stage("smoke", 50, program("lease.smoke", "--out", str(out / "smoke.jsonl")), timed="--until"),
-        Stage("graph", 40, tests("tests/engines/test_cuda.py"), required="cpu,cuda"),
+        Stage("graph", 40, tests(*graph, "tests/engines/test_cuda.py"), required="cpu,cuda"),
         *bench,
         Stage("conformance", 75, tests(*few, *CONFORMANCE), required="cpu,cuda,triton"),
         *sanitizer,
