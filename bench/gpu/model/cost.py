@@ -76,7 +76,7 @@ def kernel(fat: Path, name: str) -> Codes:
     found: Codes = {name: [codes[prefix]]}
     for full, code in codes.items():
         if full.startswith(f"${prefix}$"):
-            found.setdefault(_plain(full.rsplit("cuda", 1)[-1]), []).append(code)
+            found.setdefault(_plain(full[len(prefix) + 2 :].split("4cuda", 1)[-1]), []).append(code)
     return found
 
 
