@@ -73,3 +73,15 @@ def test_what_counts_as_a_fault():
     assert "1.50 times for float32: 301 and 200" in slow
     (unseen,) = faults_of([replace(even, hot={}), odd])
     assert "no loop around a read of logits was found" in unseen
+
+
+def test_a_kernel_that_another_checkout_compiled_has_its_lines_here():
+    """Triton's cache goes by a kernel's text: where it was compiled may be gone."""
+    from compile_triton import _source
+
+    import fastdecode
+
+    package = Path(fastdecode.__file__).parent
+    assert _source(Path("/gone/fastdecode/__init__.py")) == package / "__init__.py"
+    with pytest.raises(FileNotFoundError, match="remove build/triton"):
+        _source(Path("/gone/fastdecode/gone.py"))

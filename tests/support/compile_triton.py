@@ -203,10 +203,24 @@ def hot_loops(code: sass.Code) -> dict[str, int]:
 
 @functools.cache
 def _functions(path: str) -> list[tuple[int, int, str]]:
-    tree = ast.parse(Path(path).read_text())
+    tree = ast.parse(_source(Path(path)).read_text())
     return [
         (node.lineno, node.end_lineno or 0, node.name) for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)
     ]
+
+
+def _source(path: Path) -> Path:
+    """Triton knows a kernel that it has compiled by its text, and its lines by the file it was in then: perhaps one of another
+    checkout, which may be gone."""
+    package = Path(fd.__file__).parent
+    if package.name in path.parts:
+        place = len(path.parts) - path.parts[::-1].index(package.name)
+        path = package.joinpath(*path.parts[place:])
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path} must be there, because a kernel was compiled from it, and is not; remove build/triton."
+        )
+    return path
 
 
 def _function_at(path: str, line: int) -> str:

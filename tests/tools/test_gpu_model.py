@@ -174,6 +174,12 @@ def test_an_odd_row_loads_by_the_function_for_it(fat):
     assert odd.visit == even.visit and odd.draw == even.draw
 
 
+def test_waits_without_a_fence_are_told_from_those_with_one(fat):
+    sites = cost.sites(fat)
+    assert sites.cluster_waits > 0 and sites.fence_instructions >= sites.fences
+    assert replace(sites, fences=3, cluster_waits=12).fenced == 0.25 and replace(sites, fences=0).fenced == 0
+
+
 def test_every_instance_of_a_template_is_looked_at():
     assert cost._plain("9open_onceERNS1_4TeamEf") == cost._plain("9open_onceILb1EEEvRNS1_4TeamE") == "open_once"
 
@@ -299,7 +305,7 @@ def test_the_parts_are_the_row():
     parts = predicted().parts
     assert parts["opening"] * constants.H100.clock == 8 * 1000  # 63 groups of a block, 8 warps
     assert parts["cluster barriers"] == 3 * (constants.CLUSTER_BARRIER + constants.DEVICE_FENCE) / constants.H100.clock
-    assert predicted(fenced=False).parts["cluster barriers"] == 3 * constants.CLUSTER_BARRIER / constants.H100.clock
+    assert predicted(fenced=0).parts["cluster barriers"] == 3 * constants.CLUSTER_BARRIER / constants.H100.clock
     assert predicted(sums=False).parts["opening"] == parts["opening"] / 2
     assert parts["skipped groups"] == parts["writing"] == 0
 

@@ -63,5 +63,5 @@ def predicted(fat: Path, call: Call) -> Prediction:
     sums = call.plan in engine.OPENS_WITH_SUMS and not (call.writes and call.plan == "none")
     return predict(
         constants.H100, cost.costs(fat, call.dtype, call.aligned), counted(call), call.shape, call.batch, call.vocab, call.dtype,
-        sums=sums, fenced=cost.sites(fat).fences > 0, writes=call.writes,
+        sums=sums, fenced=cost.sites(fat).fenced, writes=call.writes,
     )  # fmt: skip

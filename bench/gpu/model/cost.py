@@ -49,8 +49,14 @@ class Sites:
 
     fences: int  # of device scope,
     fence_instructions: int  # and all that the compiler puts beside them
+    cluster_waits: int
     local: int  # loads and stores of local memory,
     local_in_loops: int  # those in a loop over tokens
+
+    @property
+    def fenced(self) -> float:
+        """The share of waits for the cluster that are fences of device scope, as far as sites tell."""
+        return min(1.0, self.fences / max(1, self.cluster_waits))
 
 
 def built() -> Path | None:
@@ -214,7 +220,8 @@ def sites(fat: Path, names: tuple[str, ...] = engine.ROW_KERNELS) -> Sites:
     fences = sum(instruction.opcode in engine.FENCE for instruction in every)
     beside = sum(instruction.opcode.startswith(engine.BESIDE_A_FENCE) for instruction in every)
     local = sum(instruction.name in ("LDL", "STL") for instruction in every)
-    return Sites(fences, fences + beside, local, sum(_local_in_loops(code) for code in codes))
+    waits = sum(instruction.opcode.startswith(engine.CLUSTER_WAITS) for instruction in every)
+    return Sites(fences, fences + beside, waits, local, sum(_local_in_loops(code) for code in codes))
 
 
 def _local_in_loops(code: sass.Code) -> int:

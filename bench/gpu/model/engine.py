@@ -42,4 +42,6 @@ UNPACKS = {"float32": (), "bfloat16": ("0xffff0000",), "float16": ("HADD2.F32",)
 
 # A fence of device scope is all of these.
 FENCE = ("MEMBAR.ALL.GPU", "MEMBAR.SC.GPU")
+# A wait for the cluster: at its barrier, or at a barrier in shared memory (a mailbox).
+CLUSTER_WAITS = ("UCGABAR_WAIT", "SYNCS.PHASECHK")
 BESIDE_A_FENCE = ("ERRBAR", "CGAERRBAR", "CCTL.IVALL")

@@ -40,11 +40,11 @@ def predict(
     dtype: str,
     *,
     sums: bool = True,
-    fenced: bool = True,
+    fenced: float = 1,
     writes: bool = False,
 ) -> Prediction:
-    """`sums`: they come out of the read. `fenced`: the cluster's barriers are fences of device scope. `writes`: masked logits and no
-    token."""
+    """`sums`: they come out of the read. `fenced`: the share of waits for the cluster that are fences of device scope. `writes`: masked
+    logits and no token."""
     size = bytes_of(dtype)
     groups = math.ceil(math.ceil(vocab / GROUP) / shape.ranks)
     visits = counts.visits(vocab, dtype, shape)
