@@ -7,7 +7,7 @@ import time
 from types import SimpleNamespace
 
 import torch
-from conftest import stand_in
+from tests.conftest import stand_in
 
 import fastdecode as fd
 from fastdecode import cuda, dispatch
