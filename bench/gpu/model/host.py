@@ -7,10 +7,11 @@ import time
 from types import SimpleNamespace
 
 import torch
-from tests.conftest import stand_in
 
 import fastdecode as fd
-from fastdecode import cuda, dispatch
+from fastdecode import dispatch
+from fastdecode.engines import cuda
+from tests.conftest import stand_in
 
 CALLS, PASSES = 500, 7
 
