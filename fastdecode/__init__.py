@@ -6,7 +6,7 @@ This is the public API; see the README for a tour. What is not named here is int
     a plan      plan, Plan, Rule
     verbs       sample, truncate, sample_temperatures; soft_tokens, soft_embedding, soft_logprobs
     answers     Sample, SoftTokens, STATUS_OK, STATUS_NAN, STATUS_EMPTY
-    others      seed_and_streams (request ids of 64 bits), info
+    others      seed_and_streams (request ids of 64 bits), plot, info
 
 Modules, imported where they are first used:
 
@@ -27,6 +27,7 @@ from .embedding import soft_embedding
 from .ops import sample, sample_temperatures, truncate
 from .philox import seed_and_streams
 from .plan import Plan, plan
+from .plotting import plot
 from .record import EMPTY as STATUS_EMPTY
 from .record import NAN as STATUS_NAN
 from .record import OK as STATUS_OK
@@ -52,7 +53,7 @@ __version__ = "0.1.0"
 __all__ = [
     "STATUS_EMPTY", "STATUS_NAN", "STATUS_OK",
     "Plan", "Rule", "Sample", "SoftTokens",
-    "epsilon_cutoff", "eta_cutoff", "info", "min_p", "p_less", "plan", "sample", "sample_temperatures", "seed_and_streams",
+    "epsilon_cutoff", "eta_cutoff", "info", "min_p", "p_less", "plan", "plot", "sample", "sample_temperatures", "seed_and_streams",
     "soft_embedding", "soft_logprobs", "soft_tokens", "temperature", "top_a", "top_h", "top_k", "top_n_sigma", "top_p", "truncate", "typical_p",
 ]  # fmt: skip
 

@@ -61,6 +61,11 @@ def thought(logits: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     return fd.soft_embedding(soft, table)
 
 
+def drawn(logits: torch.Tensor, tokenizer: object) -> None:
+    fd.plot(logits, [fd.top_p(0.9), fd.plan(fd.temperature(0.8), fd.min_p(0.05))], tokenizer).savefig("kept.png")
+    fd.plot(logits.numpy(), fd.top_k(50), title="one rule", sweep=True)
+
+
 def machine() -> dict[str, dict[str, str]]:
     return fd.info()
 
@@ -81,6 +86,7 @@ def mistakes(logits: torch.Tensor, rows: npt.NDArray[np.float32], some: list[tex
     fd.sample(logits, stats="entropies")  # type: ignore[arg-type]
     fd.soft_tokens(logits, noise="normal")  # type: ignore[arg-type]
     fd.soft_tokens(logits, sed=1)  # type: ignore[arg-type]
+    fd.plot(logits, "top_k")  # type: ignore[arg-type]
     print(fd.sample(logits).token)  # type: ignore[attr-defined]
     print(fd.sample(rows).tokens.cpu())  # type: ignore[attr-defined]
     print(fd.truncate(rows, fd.top_k(5)).cpu())  # type: ignore[attr-defined]
