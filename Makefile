@@ -1,6 +1,6 @@
 # make demo     set everything up and watch a real model write with three samplers side by side
 # make test     set everything up and run all tests
-# make bench    measure, with the peers, and write bench/results, the README's tables and plots: ten minutes; bench-quick: one
+# make bench    measure, with the peers, and write bench/results, docs/results.md and plots: ten minutes; bench-quick: one
 # make gpu-compile  compile the Triton kernels for NVIDIA's and AMD's GPUs, where there is none, and judge them: ten minutes
 # make gpu-lease  on a bare machine with an NVIDIA GPU: build, tests, benchmarks, sanitizers in eight minutes, see docs/gpu.md;
 #                 make gpu-lease DRY=1 rehearses it without a GPU
@@ -8,6 +8,7 @@
 # make doctor   versions, build, engines, self-test
 # make fuzz     ten minutes of random plans and hostile rows for the C++ engine, compiled with sanitizers
 # make lint     formatting and types
+# make docs     the pages and the API as a site, in build/site; a link that leads nowhere fails it
 # make wheel    the source distribution and the wheel, in dist/; test-install: both into an empty environment, with their self-tests
 # make test-hf457   the tests of fastdecode.hf with the last transformers 4
 # make test-oldest  what runs without a model, with the oldest torch
@@ -40,7 +41,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 # Without build isolation, objects under build/ are found again by the next build.
 IN_PLACE := $(PIP) --no-build-isolation -e
 
-.PHONY: demo test fuzz bench bench-quick gpu-lease gpu-compile dev doctor lint wheel test-install test-hf457 test-oldest clean native
+.PHONY: demo test fuzz bench bench-quick gpu-lease gpu-compile dev doctor lint docs wheel test-install test-hf457 test-oldest clean native
 
 demo: $(VENV)/.demo native
 	$(BIN)/python -m fastdecode generate "$(PROMPT)" --compare --temperature 1.2 --seed $(SEED)
@@ -84,6 +85,12 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/python -m tests.house.user_types
+
+# ruff breaks the long signatures of the API. The package is read and not imported, so neither it nor torch is installed there.
+DOCS ?= mkdocs==1.6.1 mkdocs-material==9.8.2 mkdocstrings==1.0.8 mkdocstrings-python==2.0.11 ruff==0.17.6
+docs: build/docs-env/.done
+	NO_MKDOCS_2_WARNING=1 build/docs-env/bin/python -m mkdocs build --strict --quiet
+	@echo "built: build/site/index.html; to look at it: cd build/site && python3 -m http.server"
 
 # What an older tree left in build/lib.* would be packed too; the objects beside it are used again.
 wheel: $(VENV)/.wheel native
@@ -163,4 +170,9 @@ $(VENV)/.wheel: $(VENV)/.base pyproject.toml
 
 $(VENV)/hf457/.done: $(VENV)/.test
 	$(PIP) --upgrade --target $(VENV)/hf457 "transformers==4.57.*"
+	@touch $@
+
+build/docs-env/.done: Makefile
+	$(PYTHON) -m venv build/docs-env
+	build/docs-env/bin/pip install -q --disable-pip-version-check $(DOCS)
 	@touch $@

@@ -75,7 +75,7 @@ def plot(
     from matplotlib.figure import Figure
 
     drawn = _distinct(chain for chains in panels.values() for chain in chains)
-    looks = _looks(drawn)
+    styles = looks(drawn)
     width = 1.9 + 3.1 * max(2, len(panels))
     heights = [2.9, 0.4 + 0.25 * len(drawn)]
     heights += [0.2 + 0.19 * len(drawn)] if tokenizer is not None else []
@@ -89,13 +89,13 @@ def plot(
         lanes = figure.add_subplot(grid[1, column], sharex=curve)
         kept_here = {chain: kept(row, chain, t) for chain in chains}
         _curve(curve, row, t, tokenizer, room, labelled=first)
-        _edges(curve, row, t, kept_here, looks)
-        _lanes(lanes, drawn, kept_here, looks, labelled=first)
+        _edges(curve, row, t, kept_here, styles)
+        _lanes(lanes, drawn, kept_here, styles, labelled=first)
         if tokenizer is not None:
             names = figure.add_subplot(grid[2, column])
-            _names(names, row, drawn, kept_here, tokenizer, letters=int(15 * room), labelled=first)
+            _names(names, row, drawn, kept_here, tokenizer, letters=int(17 * room), labelled=first)
     if sweep:
-        _sweep(figure.add_subplot(grid[-1, :]), row, drawn, looks, panels)
+        _sweep(figure.add_subplot(grid[-1, :]), row, drawn, styles, panels)
     entropy = ops.sample(row, seed=0, stats=("entropy",), check=True).entropy
     assert entropy is not None
     told = f"V = {len(row)}, entropy {float(entropy):.2f} nats at T = 1"
@@ -125,7 +125,7 @@ def arrange(plans: PlanLike | Sequence[Plan | Rule]) -> dict[float, list[Plan]]:
         raise ValueError(f"plot needs temperatures above 0; got {[_short(t) for t in panels]}")
     if len(panels) > MAX_PANELS:
         raise ValueError(f"plot shows 1 to {MAX_PANELS} temperatures; got {len(panels)}")
-    _looks(_distinct(chain for chains in panels.values() for chain in chains))
+    looks(_distinct(chain for chains in panels.values() for chain in chains))
     return panels
 
 
@@ -174,18 +174,23 @@ def look(chain: Plan, turn: int = 0) -> Look:
     return Look(CHAIN, "8", DASHES[turn])
 
 
-def _looks(drawn: list[Plan]) -> dict[Plan, Look]:
-    looks: dict[Plan, Look] = {}
+def looks(drawn: Sequence[Plan]) -> dict[Plan, Look]:
+    """How each plan is drawn, where all are in one picture.
+
+    Raises:
+        ValueError: too many of them share a colour.
+    """
+    found: dict[Plan, Look] = {}
     for chain in drawn:
-        turn = sum(other.color == look(chain).color for other in looks.values())
+        turn = sum(other.color == look(chain).color for other in found.values())
         if turn == len(DASHES):
             what = chain.rules[0].name if len(chain.rules) == 1 else "several rules"
             more = sum(look(other).color == look(chain).color for other in drawn)
             raise ValueError(
                 f"plot can tell {len(DASHES)} plans of {what} apart; got {more}: draw fewer in one picture."
             )
-        looks[chain] = look(chain, turn)
-    return looks
+        found[chain] = look(chain, turn)
+    return found
 
 
 def _row(logits: Any) -> torch.Tensor:
@@ -256,22 +261,22 @@ def _curve(panel: Axes, row: torch.Tensor, t: float, tokenizer: Any, room: float
         rank = max(rank + 1, round(rank * apart))
 
 
-def _edges(panel: Axes, row: torch.Tensor, t: float, kept_here: dict[Plan, Kept], looks: dict[Plan, Look]) -> None:
+def _edges(panel: Axes, row: torch.Tensor, t: float, kept_here: dict[Plan, Kept], styles: dict[Plan, Look]) -> None:
     """From the curve down to the bars: a line at the last rank that is kept, and at the first if it is not 1."""
     p = _probabilities(row, t)
     low = panel.get_ylim()[0]
     for chain, found in kept_here.items():
-        style = looks[chain]
+        style = styles[chain]
         for rank in {found.first, found.last} - {1} | {found.last}:
             panel.plot([rank, rank], [low, p[rank - 1]], color=style.color, linestyle=style.dashes, linewidth=1.2)
             panel.plot(
-                rank, p[rank - 1], marker=style.marker, color=style.color, markersize=7, markeredgecolor="white",
+                rank, p[rank - 1], marker=style.marker, color=style.color, markersize=8, markeredgecolor="white", markeredgewidth=0.6,
                 linestyle="", zorder=3,
             )  # fmt: skip
 
 
 def _lanes(
-    panel: Axes, drawn: list[Plan], kept_here: dict[Plan, Kept], looks: dict[Plan, Look], labelled: bool
+    panel: Axes, drawn: list[Plan], kept_here: dict[Plan, Kept], styles: dict[Plan, Look], labelled: bool
 ) -> None:
     """One bar a plan, over the ranks that it keeps; beside it how many they are, and their mass."""
     for place, chain in enumerate(drawn):
@@ -279,7 +284,7 @@ def _lanes(
             continue
         found = kept_here[chain]
         low, high = found.first * 0.9, found.last * 1.1  # a bar of one token would have no width
-        panel.barh(place, high - low, left=low, height=0.6, color=looks[chain].color)
+        panel.barh(place, high - low, left=low, height=0.6, color=styles[chain].color)
         panel.annotate(
             f"{found.count} ({found.mass:.0%})", (1, place), (4, 0), xycoords=("axes fraction", "data"),
             textcoords="offset points", va="center", fontsize=8,
@@ -323,9 +328,9 @@ def listed(tokens: list[int], tokenizer: Any, letters: int) -> str:
     return " ".join([*names, "…", last])
 
 
-def _sweep(panel: Axes, row: torch.Tensor, drawn: list[Plan], looks: dict[Plan, Look], ts: Iterable[float]) -> None:
+def _sweep(panel: Axes, row: torch.Tensor, drawn: list[Plan], styles: dict[Plan, Look], ts: Iterable[float]) -> None:
     for place, chain in enumerate(drawn):
-        style = looks[chain]
+        style = styles[chain]
         panel.plot(
             SWEEP, kept_counts(row, chain), color=style.color, marker=style.marker, linestyle=style.dashes, markersize=6,
             markevery=(place % 8, 8), label=label(chain),

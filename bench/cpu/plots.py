@@ -1,6 +1,8 @@
-"""Three pictures: time against V, the engine in reads of the row, and the peers over the engine."""
+"""Time against V, the engine in reads of the row, the peers over the engine; and the README's picture of the speed."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import matplotlib
 
@@ -8,17 +10,13 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.lines import Line2D
 
-from ..plans import RULES
+from fastdecode import plotting
+
+from ..plans import BY_NAME, RULES
 from ..records import Results
 from .grid import V_MAIN, VOCABULARIES
 
-SHOWN = {
-    "none": "tab:gray",
-    "min_p .05": "tab:blue",
-    "top_p .95": "tab:red",
-    "typical .9": "tab:green",
-    "top_h .4": "tab:purple",
-}
+SHOWN = ("none", "min_p .05", "top_p .95", "typical .9", "top_h .4")
 PEERS = {"hf": ("transformers", "tab:orange"), "torch": ("plain torch", "tab:red"), "torch, cumsum": ("plain torch, drawn by cumsum", "tab:brown"), "numpy": ("numpy", "tab:green"),
          "llama.cpp": ("llama.cpp", "tab:purple")}  # fmt: skip
 TEMPERATURES = (1.0, 2.0)
@@ -31,6 +29,37 @@ def draw(results: Results) -> None:
         plt.close(figure)
 
 
+def draw_speed(results: Results, path: Path) -> None:
+    figure = speed(results)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(figure)
+
+
+def speed(results: Results) -> plt.Figure:
+    """For five rules, transformers' time over ours: over the engine alone, and over the whole call."""
+    figure, panel = plt.subplots(figsize=(8.4, 3.9), layout="constrained")
+    ways = (
+        ("the C++ engine alone", "peers_over_engine", "#0072B2"),
+        ("the call fd.sample(...)", "peers_over_call", "#E69F00"),
+    )
+    for turn, (label, field, color) in enumerate(ways):
+        for place, rule in enumerate(SHOWN):
+            record = results.one(rule=rule)
+            over = None if record is None else record[field].get("hf")
+            if over is not None:
+                y = place + (turn - 0.5) * 0.38
+                panel.barh(y, over, 0.36, color=color, label=label if place == 0 else None)
+                panel.annotate(f"{over:.0f}x", (over, y), (4, 0), textcoords="offset points", va="center", fontsize=10)
+    panel.set_yticks(range(len(SHOWN)), [plotting.label(BY_NAME[rule].plan(1)) for rule in SHOWN], fontsize=11)
+    panel.invert_yaxis()
+    panel.margins(x=0.1)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.set_xlabel("transformers' time from logits to a token, over that of")
+    panel.legend(loc="lower right", frameon=False)
+    panel.set_title(f"V = {V_MAIN}, T = 1, one row at a time\n{_caption(results)}", fontsize=9)
+    return figure
+
+
 def _caption(results: Results) -> str:
     first = results.records[0]
     changed = " and changes" if first["dirty"] else ""
@@ -39,8 +68,9 @@ def _caption(results: Results) -> str:
 
 def _sizes(results: Results) -> plt.Figure:
     figure, panels = plt.subplots(1, 2, figsize=(11, 5.6), sharey=True, layout="constrained")
+    colors = {rule: plotting.look(BY_NAME[rule].plan(1)).color for rule in SHOWN}
     for panel, temperature in zip(panels, TEMPERATURES):
-        for rule, color in SHOWN.items():
+        for rule, color in colors.items():
             for source, style in (("engine", "-o"), ("hf", "--s")):
                 _curve(panel, results, rule, temperature, source, style, color=color, markersize=4)
         _curve(panel, results, "none", temperature, "one read", "-", color="black", linewidth=2.5)
@@ -50,7 +80,7 @@ def _sizes(results: Results) -> plt.Figure:
         panel.minorticks_off()
         panel.grid(True, alpha=0.3)
     panels[0].set_ylabel("µs per row, logits to token, B = 1")
-    handles = [Line2D([], [], color=color, label=rule) for rule, color in SHOWN.items()]
+    handles = [Line2D([], [], color=color, label=rule) for rule, color in colors.items()]
     handles += [
         Line2D([], [], color="dimgray", linestyle="-", marker="o", markersize=4, label="fastdecode's engine"),
         Line2D([], [], color="dimgray", linestyle="--", marker="s", markersize=4, label="transformers' step"),

@@ -1,4 +1,4 @@
-"""From the lines of JSON to the tables of the README and of results/*.md, and to plots. No figure is written anywhere else.
+"""From the lines of JSON to the tables of docs/results.md and of results/*.md, and to plots. No figure is written anywhere else.
 
 python -m bench.cpu.render [RESULTS.jsonl]
 """
@@ -11,14 +11,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .. import RESULTS, ROOT
+from .. import RESULTS, page
 from ..plans import RULES
 from ..records import PLOTS, Results, newest, others_busy, read, share
 from ..rows import JITTER, OFFSET, SYNTHETIC
 from .goals import goals
 from .grid import MAIN, V_MAIN, VOCABULARIES
 
-START, END = "<!-- bench: from here on written by `make bench` -->", "<!-- bench: until here -->"
+MARKERS = page.markers("bench", "make bench")
+SPEED = RESULTS / "speed.png"  # the README's picture
 
 
 def number(value: float | None) -> str:
@@ -37,46 +38,40 @@ def us(record: dict, name: str) -> float | None:
     return record["us_per_row"].get(name, {}).get("median")
 
 
-# ---- the README ----------------------------------------------------------------------------------------------------
+# ---- docs/results.md -----------------------------------------------------------------------------------------------
 
 
 def where_from(results: Results) -> str:
     """The machine, the versions, and where the rest is."""
-    first, folder = results.records[0], folder_of(results)
+    first = results.records[0]
     machine = first["machine"]
     changed = ", with changes that were not committed" if first["dirty"] else ""
-    at_once = " Each row came again at once, whose branches a processor then knows by heart."
+    at_once = " Rows were timed back to back, so the branch predictor had learned them."
     known = "" if first.get("rows_in_turn") else at_once
     return (
         f"{machine['cpu']}, {machine['cores']} cores, {first['instruction_set']}; {machine['compiler']}, torch {machine['torch']}, "
         f"transformers {machine['transformers']}, llama.cpp {machine['llama.cpp']}; commit {first['commit'][:12]}{changed}. "
         f"Other programs took {share(others_busy(results.records))} of the machine meanwhile.{known} "
-        f"All figures: [{results.path.name}]({folder}/{results.path.name}); more tables: [{results.tables.name}]({folder}/{results.tables.name})."
+        f"All figures: [{results.path.name}]({page.link(results.path)}); more tables: [{results.tables.name}]({page.link(results.tables)})."
     )
 
 
-def folder_of(results: Results) -> str:
-    inside = results.path.is_relative_to(ROOT)
-    return (results.path.parent.relative_to(ROOT) if inside else results.path.parent).as_posix()
-
-
-def readme_section(results: Results) -> str:
-    head, folder = where_from(results), folder_of(results)
+def section(results: Results) -> str:
     told = (
         f"From logits to a token, V = {V_MAIN}, float32, one row at a time, one thread, microseconds per row: the median over the rows. "
-        "**Engine** is the C++ time, **`fd.sample`** the whole Python call, **reads** the engine's time over that of one read of the row "
-        "(its largest element, in the same minute), **slowest** the same for the slowest row. **Step** is what transformers does for "
-        "the same: its warpers, softmax and `torch.multinomial`. Rows take turns, for everybody, as each is a new one to a model; it is read "
-        "once before it is timed, as logits that were just written lie in a cache.\n\n"
-        f"The rows are stand-ins at this size: rows of SmolLM2-135M (V = 49152) continued by copies of themselves, each {OFFSET:g} nats "
-        f"lower than the one before and blurred by {JITTER:g}. T = 2 is where rows are flat and many tokens survive."
+        "**Engine** is the C++ time. **`fd.sample`** is the whole Python call. **Reads** is the engine's time over that of one read of the row "
+        "(its largest element, in the same minute); **slowest** is the same for the slowest row. **Step** is transformers' way to the same "
+        "token: its warpers, softmax and `torch.multinomial`. All candidates see the rows in turn, because a model gives a new row at each "
+        "step. Each row is read once before it is timed, because logits that were just written are in a cache.\n\n"
+        f"Rows of this size are stand-ins: rows of SmolLM2-135M (V = 49152), continued by copies of themselves. Each copy is {OFFSET:g} nats "
+        f"lower than the one before, with noise of {JITTER:g}. At T = 2 rows are flat, and many tokens survive."
     )
-    parts = [head, told]
+    parts = [where_from(results), told]
     for temperature in (1.0, 2.0):
         parts.append(f"**T = {temperature:g}**\n\n{main_table(results, temperature)}")
     remarks = sorted({r["remark"] for r in results.records if r.get("remark")})
     parts += [f"In rows with `top_h .4`: {remark}." for remark in remarks]
-    parts += [f"![{alt}]({folder}/{results.plot(name).name})" for name, alt in PLOTS.items()]
+    parts += [f"![{alt}]({page.link(results.plot(name))})" for name, alt in PLOTS.items()]
     parts.append("**Goals**, as they were set before this was written:\n\n" + goals_table(results))
     return "\n\n".join(parts)
 
@@ -113,7 +108,7 @@ def goals_table(results: Results) -> str:
 
 
 def all_tables(results: Results) -> str:
-    """What the README leaves out."""
+    """What docs/results.md leaves out."""
     sections = [
         ("Peers, logits to token (V = 128256, float32, B = 1, one thread; µs per row)", peers_table(results, "token"))
     ]
@@ -231,28 +226,20 @@ def overhead_table(results: Results) -> str:
 # ---- files ---------------------------------------------------------------------------------------------------------
 
 
-def write_readme(section: str, path: Path = ROOT / "README.md") -> None:
-    """Put the section between the two markers."""
-    text = path.read_text(encoding="utf-8")
-    if text.count(START) != 1 or text.count(END) != 1:
-        raise SystemExit(f"{path.name} must hold the two markers of bench/cpu/render.py once each")
-    before, rest = text.split(START)
-    path.write_text(f"{before}{START}\n\n{section}\n\n{END}{rest.split(END)[1]}", encoding="utf-8")
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.cpu.render", description=re.split(r"\n", __doc__)[0])
     parser.add_argument("results", nargs="?", type=Path, help="default: the newest in bench/results")
-    parser.add_argument("--no-readme", action="store_true", help="tables and plots beside the results only")
+    parser.add_argument("--no-page", action="store_true", help="tables and plots beside the results only")
     given = parser.parse_args(arguments)
     from . import plots  # here, so that the tables need no matplotlib
 
     results = read(given.results.resolve() if given.results else newest())
     results.tables.write_text(all_tables(results), encoding="utf-8")
     plots.draw(results)
-    if not given.no_readme:
+    if not given.no_page:
+        plots.draw_speed(results, SPEED)
         others = [read(path) for path in sorted(RESULTS.glob("cpu-*.jsonl")) if path != results.path]
-        write_readme("\n\n".join([readme_section(results), *map(other_section, others)]))
+        page.write("\n\n".join([section(results), *map(other_section, others)]), MARKERS)
     print(f"rendered: {results.tables.name}, {', '.join(results.plot(name).name for name in PLOTS)}")
     return 0
 

@@ -161,7 +161,9 @@ def write(records: list[dict], folder: Path) -> Path:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.cpu.run", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="five rules at one size in a minute; writes nothing")
-    parser.add_argument("--no-render", action="store_true", help="write the results, but neither README nor plots")
+    parser.add_argument(
+        "--no-render", action="store_true", help="write the results, but neither docs/results.md nor plots"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the results")
     given = parser.parse_args(arguments)
     started = time.monotonic()

@@ -6,7 +6,7 @@ Each step is split at moments that all loops have. **model** is the time in the 
 has put the model's new cache aside, with the logits, and ends when the stopping criteria are asked, with a token for each row (one
 criterion of transformers, the length, is asked before the clock's). **rest** is all else, and transformers' own in all loops. All
 figures are medians over steps, the prompt's left out. The ways take turns, text after text. One line of JSON for each rule, batch
-size and way; the table of the README comes from those.
+size and way; the table of docs/results.md comes from those.
 """
 
 from __future__ import annotations
@@ -28,13 +28,10 @@ import fastdecode as fd
 from fastdecode import hf
 from fastdecode.cli import generate
 
-from .. import RESULTS, ROOT, machine
+from .. import RESULTS, machine, page
 from ..records import share
 
-START, END = (
-    "<!-- generate: from here on written by `python -m bench.studies.generate` -->",
-    "<!-- generate: until here -->",
-)
+MARKERS = page.markers("generate", "python -m bench.studies.generate")
 RAW = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
 # What generate() is told, and the same as a plan.
 RULES: dict[str, tuple[dict[str, float], fd.Plan]] = {
@@ -161,16 +158,16 @@ def line(r: dict) -> str:
 
 
 def section(records: list[dict], path: Path) -> str:
-    """What the README says."""
+    """What docs/results.md says."""
     about, busy = records[0]["machine"], [r["others_busy"] for r in records if r["others_busy"] is not None]
     text = [
         f"{records[0]['model']}, V = {records[0]['V']}, float32, {records[0]['threads']} threads on {about['cpu']}; torch "
         f"{about['torch']}, transformers {about['transformers']}; commit {records[0]['commit'][:12]}"
         f"{' with changes' if records[0]['dirty'] else ''}. Other programs took {share(statistics.mean(busy) if busy else None)} of the "
-        f"machine meanwhile. All figures: [{path.name}]({path.relative_to(ROOT).as_posix()}).",
-        "Milliseconds per step, medians. **Sampling** is all between the model's logits and a known token for every row of the "
-        "batch; **rest** is transformers' own bookkeeping; **gain** is transformers' sampling over ours. Where the model takes most of a step, as here, tokens per second "
-        "move by what sampling took before.",
+        f"machine meanwhile. All figures: [{path.name}]({page.link(path)}).",
+        "Milliseconds per step, medians. **Sampling** is the time from the model's logits to a known token for every row of the batch. "
+        "**Rest** is transformers' own bookkeeping. **Gain** is transformers' sampling over ours. The model takes most of a step here, so "
+        "tokens per second gain at most what sampling took before.",
         "| batch | rule | way | model | sampling | rest | gain | tokens/s |\n| ---: | --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for r in records:
@@ -180,12 +177,6 @@ def section(records: list[dict], path: Path) -> str:
             f"| {gain} | {r['tokens_per_s']:.2f} |"
         )
     return "\n\n".join(text)
-
-
-def write_readme(text: str, path: Path = ROOT / "README.md") -> None:
-    """Put the section between the two markers."""
-    before, rest = path.read_text(encoding="utf-8").split(START)
-    path.write_text(f"{before}{START}\n\n{text}\n\n{END}{rest.split(END)[1]}", encoding="utf-8")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -200,7 +191,7 @@ def main(arguments: list[str] | None = None) -> int:
     records = run(loaded, {1: 24, 8: 10}, 2, list(RULES))
     path = given.out / f"generate-{machine.short_name()}.jsonl"
     path.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
-    write_readme(section(records, path))
+    page.write(section(records, path), MARKERS)
     print(f"written: {path}")
     return 0
 

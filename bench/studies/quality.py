@@ -31,9 +31,8 @@ from typing import Any
 import torch
 
 import fastdecode as fd
-from fastdecode import hf
+from fastdecode import hf, plotting
 from fastdecode.cli import generate
-from fastdecode.cli.plot import COLORS, MARKERS
 from fastdecode.scaling import selection, texts
 
 from .temperature_scaling import EXAMPLES, problems
@@ -232,13 +231,14 @@ def draw(records: list[dict], path: Path) -> None:
     likelihood = "mean ln p of a token (nats)"
     pairs, shared = "distinct-2: share of new pairs of tokens", "1 - self-BLEU: how little samples share"
     figure, panels = pyplot.subplots(2, 3, figsize=(15, 9), layout="constrained")
-    for rule, color, marker in zip(RULES, COLORS, MARKERS):
-        found = {}
+    looks = plotting.looks(list(RULES.values()))
+    for rule, chain in RULES.items():
+        found, style = {}, looks[chain]
         for name in ("likelihood", "distinct-2", "right", "self-BLEU"):
             own = [list(values(records, rule, t, name).values()) for t in TEMPERATURES]
             found[name], found[name + " error"] = zip(*map(mean_and_error, own))
         unlike = [1 - y for y in found["self-BLEU"]]
-        look = {"color": color, "marker": marker, "markersize": 7, "linestyle": "--" if rule == "none" else "-"}
+        look = {"color": style.color, "marker": style.marker, "markersize": 7, "linestyle": style.dashes}
         for panel, name in zip(panels[0], ("likelihood", "distinct-2", "right")):
             panel.errorbar(TEMPERATURES, found[name], found[name + " error"], label=rule, capsize=3, **look)
         panels[1, 0].plot(found["likelihood"], found["distinct-2"], **look)

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 import fastdecode as fd
-from bench import machine, plans, rows, timing
+from bench import RESULTS, machine, page, plans, rows, timing
 from bench.cpu import goals, grid, llama, ours, overhead, peers, render, run, verify
 from bench.records import PLOTS, Results, read
+from bench.studies import generate
 from tests import ROOT
 
 
@@ -48,7 +49,7 @@ def as_main(results: Results) -> Results:
 
 
 def test_the_tables_hold_what_was_measured(results):
-    text = render.readme_section(as_main(results))
+    text = render.section(as_main(results))
     for rule in ("none", "top_p .95"):
         row = next(line for line in text.splitlines() if line.startswith(f"| `{rule}` |"))
         (record,) = (r for r in results.all(rule=rule, what="token", B=1))
@@ -61,7 +62,7 @@ def test_the_tables_hold_what_was_measured(results):
 def test_another_machine_is_folded_under_the_newest(results):
     """With its own figures and goals, and with what it is."""
     text = render.other_section(as_main(results))
-    full = render.readme_section(as_main(results))
+    full = render.section(as_main(results))
     tables = [line for line in text.splitlines() if line.startswith("|")]
     assert tables == [line for line in full.splitlines() if line.startswith("|")]
     assert text.startswith("<details><summary>") and text.endswith("</details>") and results.path.name in text
@@ -75,16 +76,48 @@ def test_the_plots_are_drawn(results):
         assert full.plot(name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_readme_has_room_for_the_tables(tmp_path):
-    copy = tmp_path / "README.md"
-    copy.write_text((ROOT / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
-    for section in ("first", "second"):
-        render.write_readme(section, copy)
-    text = copy.read_text(encoding="utf-8")
-    assert "second" in text and f"{render.START}\n\nsecond\n\n{render.END}" in text
+def test_the_page_has_room_for_the_tables(tmp_path):
+    copy = tmp_path / "results.md"
+    copy.write_text(page.PAGE.read_text(encoding="utf-8"), encoding="utf-8")
+    for enclosing in (render.MARKERS, generate.MARKERS):
+        for section in ("first", "second"):
+            page.write(section, enclosing, copy)
+        start, end = enclosing
+        text = copy.read_text(encoding="utf-8")
+        assert "first" not in text.split(start)[1].split(end)[0] and f"{start}\n\nsecond\n\n{end}" in text
     copy.write_text("no markers", encoding="utf-8")
     with pytest.raises(SystemExit, match="two markers"):
-        render.write_readme("third", copy)
+        page.write("third", render.MARKERS, copy)
+
+
+def test_the_page_shows_what_the_files_hold():
+    """No figure of it was written by hand, and it leads to each file."""
+    text = page.PAGE.read_text(encoding="utf-8")
+    for path in sorted(RESULTS.glob("cpu-*.jsonl")):
+        full = read(path)
+        for t in (1.0, 2.0):
+            assert render.main_table(full, t) in text, path.name
+        assert render.goals_table(full) in text and f"]({page.link(path)})" in text
+    path = next(RESULTS.glob("generate-*.jsonl"))
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert generate.section(records, path) in text
+
+
+def test_the_picture_of_the_speed_has_five_rows_with_both_ratios(results, tmp_path):
+    plots = pytest.importorskip("bench.cpu.plots", exc_type=ImportError)
+    for full, rows_drawn in (
+        (read(next(RESULTS.glob("cpu-*.jsonl"))), 5),
+        (as_main(results), 2),
+    ):  # the tiny grid has two
+        figure = plots.speed(full)
+        (panel,) = figure.axes
+        told = [text.get_text() for text in panel.texts]
+        over = [full.one(rule=rule) for rule in plots.SHOWN]
+        wanted = [f"{r[ratio]['hf']:.0f}x" for ratio in ("peers_over_engine", "peers_over_call") for r in over if r]
+        assert told == wanted and len(told) == 2 * rows_drawn
+    plots.draw_speed(full, tmp_path / "speed.png")
+    assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
+    assert "(bench/results/speed.png)" in (ROOT / "README.md").read_text(encoding="utf-8") and render.SPEED.is_file()
 
 
 def test_goals_are_judged_by_their_bounds():

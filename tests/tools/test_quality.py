@@ -56,7 +56,7 @@ def test_a_run_writes_everything_and_goes_on_from_its_files(tmp_path, monkeypatc
     loaded = generate.load(str(tiny_model.save(tmp_path / "model")), None)
     loaded.tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     loaded.tokenizer.pad_token = "<end>"
-    monkeypatch.setattr(quality.demo, "load", lambda *_: loaded)
+    monkeypatch.setattr(quality.generate, "load", lambda *_: loaded)
     sums = [("the old keeper", "21"), ("the young boat", "3")]
     settings = {"RESULTS": tmp_path, "FOLDER": tmp_path / "quality", "TOKENS": 6, "ROUND": 2, "SUMS": sums}
     for name, value in settings.items():
