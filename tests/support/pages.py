@@ -1,18 +1,21 @@
-"""Markdown pages as the tests read them: code that is run, what it prints, links, tables.
+"""Markdown pages as the tests read them: code that is run, what it prints and draws, links, tables.
 
-python tests/support/pages.py docs/rules.md    runs the page's code, and writes what it printed into the page
+python tests/support/pages.py docs/rules.md    runs the page's code, writes what it printed into the page, and its pictures beside it
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
+import json
 import re
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_PICTURE = re.compile(r"\s*!\[[^\]]*\]\((\w+\.png)\)")  # right below a block of code that makes a `figure`
 
 
 class Block(NamedTuple):
@@ -32,9 +35,10 @@ def commands(page: str) -> list[str]:
     return [line.partition("#")[0].strip() for block in blocks(page, "") for line in block.splitlines()]
 
 
-def filled(page: str) -> str:
+def filled(page: str, figures: dict[str, Any] | None = None) -> str:
     """The page with its Python run, from top to bottom in one namespace, and in each block of `text` what the Python before it
-    printed. Code whose output nobody shows runs all the same."""
+    printed. Code without such a block runs too. `figures` gets the `figure` of code with a picture below it, by the
+    picture's file name."""
     names: dict[str, Any] = {"__name__": "page"}
     printed = io.StringIO()
 
@@ -45,11 +49,26 @@ def filled(page: str) -> str:
             printed = io.StringIO()
             with contextlib.redirect_stdout(printed):
                 exec(compile(block.text, f"python at offset {found.start()}", "exec"), names)
+            picture = _PICTURE.match(page, found.end())
+            if picture and figures is not None:
+                figures[picture[1]] = names["figure"]
         elif block.language == "text":
             return f"```text\n{printed.getvalue()}```"
         return found.group(0)
 
     return _BLOCK.sub(replace, page)
+
+
+def shown(figure: Any) -> str:
+    """A digest of what a figure says: its texts and its short lines, to four digits. Fonts and pixels do not count, so another
+    matplotlib has the same."""
+    from matplotlib.lines import Line2D
+    from matplotlib.text import Text
+
+    texts = [text.get_text() for text in figure.findobj(Text)]
+    lines = [line.get_xydata() for line in figure.findobj(Line2D)]
+    points = [f"{x:.4g}" for line in lines if line is not None and len(line) <= 2 for x in line.ravel().tolist()]
+    return hashlib.sha256(json.dumps([sorted(texts), sorted(points)]).encode()).hexdigest()
 
 
 def links(page: str) -> list[str]:
@@ -74,5 +93,7 @@ def table_rows(page: str, heading: str) -> list[list[str]]:
 
 if __name__ == "__main__":
     for name in sys.argv[1:]:
-        path = Path(name)
-        path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
+        path, figures = Path(name), {}
+        path.write_text(filled(path.read_text(encoding="utf-8"), figures), encoding="utf-8")
+        for picture, figure in figures.items():
+            figure.savefig(path.with_name(picture), dpi=100, metadata={"Software": None, "Description": shown(figure)})
