@@ -86,10 +86,11 @@ lint: $(VENV)/.lint
 	$(BIN)/mypy
 	$(BIN)/python -m tests.house.user_types
 
-# ruff breaks the long signatures of the API. The package is read and not imported, so neither it nor torch is installed there.
+# Not --quiet: then mkdocs counts no warnings. ruff breaks the long signatures of the API. The package is read and not imported,
+# so neither it nor torch is installed there.
 DOCS ?= mkdocs==1.6.1 mkdocs-material==9.8.2 mkdocstrings==1.0.8 mkdocstrings-python==2.0.11 ruff==0.17.6
 docs: build/docs-env/.done
-	NO_MKDOCS_2_WARNING=1 build/docs-env/bin/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 build/docs-env/bin/python -m mkdocs build --strict
 	@echo "built: build/site/index.html; to look at it: cd build/site && python3 -m http.server"
 
 # What an older tree left in build/lib.* would be packed too; the objects beside it are used again.

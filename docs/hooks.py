@@ -24,16 +24,12 @@ def on_files(files: Files, config) -> Files:
     found: list[str] = []
     while todo:
         path = todo.pop()
-        if path in found:
+        if path in found or not (ROOT / path).is_file():  # mkdocs complains about a link to what is not there
             continue
         found.append(path)
         if path.endswith(".md"):
             text = (ROOT / path).read_text(encoding="utf-8")
             links = [link.partition("#")[0] for link in pages.links(text) if "://" not in link]
             todo += [os.path.normpath(os.path.join(os.path.dirname(path), link)) for link in links if link]
-    own = [
-        File(path, str(ROOT), config.site_dir, config.use_directory_urls)
-        for path in sorted(found)
-        if (ROOT / path).is_file()
-    ]
+    own = [File(path, str(ROOT), config.site_dir, config.use_directory_urls) for path in sorted(found)]
     return Files([*theme, *own])
