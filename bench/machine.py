@@ -94,14 +94,13 @@ def short_name() -> str:
 def commit() -> dict[str, str | bool]:
     """The commit, and whether files that it tracks are changed. Results of the bench itself do not count."""
     try:
-        head = _git("rev-parse", "HEAD")
-        changed = _git(
-            "status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results", ":!docs/results.md"
-        )
+        head = git("rev-parse", "HEAD")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results", ":!docs/results.md")
     except (OSError, subprocess.CalledProcessError):
         return {"commit": "unknown", "dirty": True}
     return {"commit": head, "dirty": bool(changed)}
 
 
-def _git(*arguments: str) -> str:
+def git(*arguments: str) -> str:
+    """What git says in this tree; OSError or CalledProcessError where there is no git or no repository."""
     return subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()

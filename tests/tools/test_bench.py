@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 import fastdecode as fd
-from bench import RESULTS, machine, page, plans, rows, timing
+from bench import RESULTS, machine, page, plans, records, rows, timing
 from bench.cpu import goals, grid, llama, ours, overhead, peers, render, run, verify
 from bench.records import PLOTS, Results, read
 from bench.studies import generate
@@ -21,9 +22,9 @@ from tests import ROOT
 def results(tmp_path_factory) -> Results:
     """Of the tiny grid, written and read back."""
     threads = torch.get_num_threads()
-    records = run.run(grid.tiny(), show=False)
+    measured = run.run(grid.tiny(), show=False)
     torch.set_num_threads(threads)
-    return read(run.write(records, tmp_path_factory.mktemp("results")))
+    return read(run.write(measured, tmp_path_factory.mktemp("results")))
 
 
 def test_every_case_is_one_line_with_its_commit_and_machine(results):
@@ -128,6 +129,29 @@ def test_goals_are_judged_by_their_bounds():
         (goals.Goal("", 2.0, False, None), "not measured"),
     ):
         assert goal.reached == reached
+
+
+def test_in_a_clone_the_newest_results_are_those_committed_last(tmp_path, monkeypatch):
+    """A checkout gives all files its own time."""
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    monkeypatch.setattr(records, "RESULTS", tmp_path)
+    for name in ("GIT_AUTHOR_NAME", "GIT_COMMITTER_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_EMAIL"):
+        monkeypatch.setenv(name, "someone")
+    with pytest.raises(SystemExit, match="run: make bench"):
+        records.newest()
+    early, late = tmp_path / "cpu-z.jsonl", tmp_path / "cpu-a.jsonl"
+    for second, path in enumerate((early, late)):
+        path.touch()
+        os.utime(path, (2e9 - second, 2e9 - second))
+    assert records.newest() == early, "no repository: by the time of the file"
+    machine.git("init", "-q")
+    for second, path in enumerate((early, late)):
+        monkeypatch.setenv("GIT_COMMITTER_DATE", f"{1_700_000_000 + second} +0000")
+        machine.git("add", path.name)
+        machine.git("commit", "-q", "-m", path.name)
+    assert records.newest() == late
+    early.write_text("{}")
+    assert records.newest() == early, "just written, and not committed"
 
 
 def test_a_wrong_engine_is_not_timed(monkeypatch):
