@@ -94,7 +94,7 @@ def gpu() -> torch.device:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "engine" in metafunc.fixturenames:
-        metafunc.parametrize("engine", engines(), ids=str, indirect=True, scope="module")
+        metafunc.parametrize("engine", engines(), ids=str, indirect=True)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -124,7 +124,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture
 def engine(request: pytest.FixtureRequest) -> Iterator[EngineUnderTest]:
-    """All calls inside the test go to this engine."""
+    """All calls inside the test go to this engine, and none of another test, which may want the usual one."""
     wanted: EngineUnderTest = request.param
     with contextlib.ExitStack() as stack:
         if wanted.target and wanted.target.startswith("emulated-c"):

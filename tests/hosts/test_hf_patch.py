@@ -17,6 +17,7 @@ from transformers.generation import GenerationConfig, StoppingCriteria, Stopping
 
 from fastdecode import hf
 from fastdecode.hf import draw
+from tests.support.loops import Recorder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -193,17 +194,6 @@ def test_copies_are_not_patched(model, prompts, ran):
     finally:
         with torch.no_grad():
             model.lm_head.weight.neg_()
-
-
-class Recorder:
-    def __init__(self):
-        self.heard = []
-
-    def put(self, tokens):
-        self.heard.append(tokens.tolist())
-
-    def end(self):
-        self.heard.append("end")
 
 
 def test_streamers_are_heard_once(model, prompts, ran):

@@ -17,7 +17,7 @@ from transformers.generation import logits_process as theirs  # noqa: E402
 
 from fastdecode import hf  # noqa: E402
 from tests.support import loops  # noqa: E402
-from tests.support.loops import ALL, CACHE, INF, MIN_P, NEW, OLD, PLAN, ask, end_of, judged, same  # noqa: E402
+from tests.support.loops import ALL, CACHE, INF, MIN_P, NEW, OLD, PLAN, Recorder, ask, end_of, judged, same  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -66,17 +66,6 @@ def test_statistics_change_no_greedy_text(llama, prompts):
     made = llama.generate(**options, custom_generate=hf.sample, stats=True)
     assert torch.equal(made.sequences, llama.generate(**options).sequences)
     assert made.stats.status[1].any() and not made.stats.status[[0, 2]].any()
-
-
-class Recorder:
-    def __init__(self):
-        self.heard = []
-
-    def put(self, tokens):
-        self.heard.append(tokens.tolist())
-
-    def end(self):
-        self.heard.append("end")
 
 
 @pytest.mark.parametrize("every", [1, 5])

@@ -58,6 +58,19 @@ def same(ours, expected) -> None:
             assert all(torch.equal(a, b) for a, b in zip(*leaves)), name
 
 
+class Recorder:
+    """A streamer that keeps what it hears."""
+
+    def __init__(self):
+        self.heard = []
+
+    def put(self, tokens):
+        self.heard.append(tokens.tolist())
+
+    def end(self):
+        self.heard.append("end")
+
+
 def judged(model, prompts, plan, seed, **options):
     """What transformers' loop writes with the draws of fd.sample."""
     drawn = hf.SamplerLogitsProcessor(plan, seed=seed)
