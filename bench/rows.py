@@ -13,6 +13,7 @@ from functools import cache
 
 import torch
 
+from fastdecode.cli.plot import rows_of_file
 from tests.support import cases
 
 OFFSET, JITTER = 2.0, 0.25
@@ -35,6 +36,28 @@ def rows(kind: str, vocab: int, count: int) -> torch.Tensor:
     if kind in NORMAL:
         return cases.normal(count, vocab, float(kind[4]), 6)
     raise ValueError(f"rows are {', '.join(KINDS)}; got {kind!r}.")
+
+
+MOST_ROWS, SHORTEST = 64, 128  # of one's own; transformers' Top-H looks at 100 logits and fails where there are fewer
+
+
+def own(path: str) -> torch.Tensor:
+    """float32 [B, V] of a file.
+
+    Raises:
+        ValueError: it does not hold logits that every candidate can take.
+    """
+    found = rows_of_file(path)[:MOST_ROWS].float().contiguous()
+    if found.shape[1] < SHORTEST:
+        raise ValueError(
+            f"--logits must hold rows of at least {SHORTEST} logits; those of {path!r} have {found.shape[1]}"
+        )
+    bad = ~((found < torch.inf).all(1) & (found > -torch.inf).any(1))
+    if bad.any():
+        raise ValueError(
+            f"--logits must hold finite logits, or -inf for some; row {int(bad.nonzero()[0])} of {path!r} holds NaN or +inf, or nothing but -inf"
+        )
+    return found
 
 
 @cache

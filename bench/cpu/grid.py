@@ -59,8 +59,16 @@ def full() -> list[Group]:
     return groups
 
 
-def quick() -> list[Group]:
-    return [Group("real", V_MAIN, 1.0, MAIN[1:], whats=("token",), rounds=9, peers=ALL_PEERS)]
+def quick(rules: tuple[str, ...] = MAIN[1:], rows: str = "real", vocab: int = V_MAIN, count: int = 16) -> list[Group]:
+    return [Group(rows, vocab, 1.0, rules, count=count, whats=("token",), rounds=9, peers=ALL_PEERS)]
+
+
+def own(vocab: int, count: int) -> list[Group]:
+    """One's own rows; batches of them where they suffice."""
+    names = tuple(case.name for case in RULES)
+    groups = [Group("own", vocab, t, names, count=count, peer_rows=16, rounds=9, peers=ALL_PEERS) for t in (1.0, 2.0)]
+    shapes = tuple((batch, threads) for batch, threads in BATCHES if batch <= count)
+    return [*groups, Group("own", vocab, 1.0, MAIN, count=count, shapes=shapes)] if shapes else groups
 
 
 def tiny() -> list[Group]:

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from fastdecode.verify import samplers
+
 from ..plans import RuleCase
 from ..timing import Candidate
 from . import llama
+from .ours import SEED
 
 NAMES = ("hf", "hf given float32", "torch", "torch, cumsum", "numpy", "llama.cpp")
 
@@ -43,6 +47,42 @@ def candidates(case: RuleCase, what: str, temperature: float, count: int, which:
     if case.name in llama.CHAINS and "llama.cpp" in which and what == "token" and llama.available():
         found.append(Candidate("llama.cpp", llama.bind(case.name, temperature), count))
     return found
+
+
+@dataclass(frozen=True)
+class Guest:
+    """The function of `--peer`, by its name."""
+
+    peer: samplers.Peer
+    writes: bool  # into its logits: every call needs new ones, or it is timed on what the call before left of them
+
+    def candidates(self, case: RuleCase, what: str, temperature: float, count: int) -> list[Candidate]:
+        """It draws from a plain softmax, so only there does it do what the others do."""
+        if case.rules or what != "token" or temperature != 1:
+            return []
+        call = self.peer.function
+        function = (lambda x: call(x.clone(), SEED)) if self.writes else (lambda x: call(x, SEED))
+        return [Candidate(self.name, _bind(function), count)]
+
+    @property
+    def name(self) -> str:
+        return f"{self.peer}, with a copy of its logits" if self.writes else str(self.peer)
+
+
+def guest(named: str) -> Guest:
+    """The function that MODULE:FUNCTION names. What it draws is for `fastdecode verify --peer` to judge.
+
+    Raises:
+        ValueError: there is none, or it does not answer with token ids.
+    """
+    peer = samplers.peer_named(named, "cpu")
+    x = torch.linspace(0, 9, 2000).repeat(2, 1)
+    passed = x.clone()
+    try:
+        peer.ask(passed, SEED)
+    except Exception as error:  # whatever it does with these rows
+        raise ValueError(f"--peer {named} must draw tokens from logits [2, 2000]: {error}") from None
+    return Guest(peer, writes=not torch.equal(x, passed))
 
 
 def _bind(function: Mask) -> Callable[[torch.Tensor], Callable[[], object]]:
@@ -80,7 +120,7 @@ def _at(mask: Mask, temperature: float) -> Mask:
 
 
 def _top_k(x: torch.Tensor, k: int) -> torch.Tensor:
-    return x.masked_fill(x < x.topk(k).values[:, -1:], -math.inf)
+    return x.masked_fill(x < x.topk(min(k, x.shape[1])).values[:, -1:], -math.inf)
 
 
 def _top_p(x: torch.Tensor, p: float) -> torch.Tensor:

@@ -1,6 +1,8 @@
 """`make bench`: verify, measure, write one line of JSON for each case, then render. `--quick` prints and writes nothing.
 
-python -m bench.cpu.run [--quick] [--no-render] [--out FOLDER]
+python -m bench.cpu.run [--quick] [--logits FILE] [--peer MODULE:FUNCTION] [--no-render] [--out FOLDER]
+
+One's own rows and another sampler are measured beside all others and printed; no results of this machine are replaced by them.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -27,9 +30,18 @@ from .verify import Verified, verify
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def measure_group(group: grid.Group) -> Iterator[dict]:
+@dataclass(frozen=True)
+class Guests:
+    """What `--logits` and `--peer` bring."""
+
+    rows: torch.Tensor | None = None
+    peer: peers.Guest | None = None
+
+
+def measure_group(group: grid.Group, guests: Guests) -> Iterator[dict]:
     """The records of one group: for each rule, shape and question (mask or token)."""
-    x = rows.rows(group.rows, group.vocab, group.count).to(DTYPES[group.dtype])
+    x = rows.rows(group.rows, group.vocab, group.count) if guests.rows is None else guests.rows[: group.count]
+    x = x.to(DTYPES[group.dtype])
     for name in group.rules:
         case = plans.BY_NAME[name]
         plan = case.plan(group.temperature)
@@ -43,7 +55,10 @@ def measure_group(group: grid.Group) -> Iterator[dict]:
             for what in group.whats:
                 if what == "mask" and not case.rules:
                     continue  # nothing to do
-                timings = measure(_candidates(group, case, what, threads), inputs, rounds, budget_ms, sample_ns)
+                candidates = _candidates(group, case, what, threads)
+                if guests.peer:
+                    candidates += guests.peer.candidates(case, what, group.temperature, group.peer_rows)
+                timings = measure(candidates, inputs, rounds, budget_ms, sample_ns)
                 _same_tokens(inputs, plan, verified)
                 yield _record(group, case, what, batch, threads, verified, timings)
 
@@ -91,7 +106,7 @@ def _record(
     own = summaries["engine"]
     kept = verified.kept[:batch] if batch > 1 else verified.kept
     user = timings["fd.sample" if what == "token" else "fd.truncate"]
-    others = [name for name in timings if name in peers.NAMES]
+    others = [name for name in timings if name in peers.NAMES or name.startswith("the peer ")]
     compared = [name for name in ("engine, 1 thread", "engine, float32") if name in timings]
     copy = timings["one copy"].median if what == "mask" else None
     return {
@@ -128,12 +143,12 @@ def around() -> dict:
     }
 
 
-def run(groups: list[grid.Group], show: bool = True) -> list[dict]:
+def run(groups: list[grid.Group], show: bool = True, guests: Guests = Guests()) -> list[dict]:
     """Measure all groups and the Python overhead."""
     started, found = time.monotonic(), []
     neighbours = machine.Neighbours()
     for group in groups:
-        for record in measure_group(group):
+        for record in measure_group(group, guests):
             record["others_busy"] = neighbours.share()
             found.append(record)
             if show:
@@ -162,18 +177,39 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.cpu.run", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="five rules at one size in a minute; writes nothing")
     parser.add_argument(
-        "--no-render", action="store_true", help="write the results, but neither docs/results.md nor plots"
+        "--logits",
+        metavar="FILE",
+        help=f"measure on the first {rows.MOST_ROWS} rows of a .npy or .safetensors file instead",
     )
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the results")
+    parser.add_argument(
+        "--peer", metavar="MODULE:FUNCTION", help="time f(logits [B, V], seed) too, where the rule is none and T = 1"
+    )
+    parser.add_argument("--no-render", action="store_true", help="write the results, but neither docs/results.md nor plots")
+    parser.add_argument(
+        "--out", type=Path, help="folder for the results; bench/results by default, of a run without options"
+    )
     given = parser.parse_args(arguments)
+    try:
+        own_rows = None if given.logits is None else rows.own(given.logits)
+        guests = Guests(own_rows, None if given.peer is None else peers.guest(given.peer))
+    except ValueError as error:
+        parser.error(f"{error}.")
     started = time.monotonic()
-    records = run(grid.quick() if given.quick else grid.full())
-    if not given.quick:
-        print(f"written: {write(records, given.out)}")
-        if not given.no_render:
+    quick_rules = grid.MAIN if guests.peer else grid.MAIN[1:]  # a peer is measured without a rule
+    if guests.rows is not None:
+        count, vocab = guests.rows.shape
+        groups = grid.quick(quick_rules, "own", vocab, count) if given.quick else grid.own(vocab, count)
+    else:
+        groups = grid.quick(quick_rules) if given.quick else grid.full()
+    records = run(groups, guests=guests)
+    ordinary = not given.quick and given.logits is None and given.peer is None
+    if ordinary or given.out:
+        path = write(records, given.out or RESULTS)
+        print(f"written: {path}")
+        if ordinary and not given.no_render:
             from . import render
 
-            render.main([])
+            render.main([str(path)])
     print(
         f"{len(records)} records in {time.monotonic() - started:.0f} s; other programs: {share(others_busy(records))} of the machine"
     )

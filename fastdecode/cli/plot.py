@@ -55,10 +55,22 @@ def check(rules: Sequence[Rule], temperatures: Sequence[float], path: str | None
 
 
 def row_of_file(path: str, number: int = 0) -> Row:
-    """Row `number` of a file: .npy, or .safetensors with one tensor or one that is called logits; [V] or [B, V].
+    """Row `number` of a file, see `rows_of_file`.
 
     Raises:
         ValueError: there is no such file or row, or it does not hold logits.
+    """
+    rows, name = rows_of_file(path), Path(path).name
+    if not 0 <= number < len(rows):
+        raise ValueError(f"--row must be below {len(rows)}, the number of rows in {name}; got {number}")
+    return Row(rows[number].float(), f"row {number} of {name}")
+
+
+def rows_of_file(path: str) -> torch.Tensor:
+    """Logits [B, V] of a file: .npy, or .safetensors with one tensor or one that is called logits; [V] is a single row.
+
+    Raises:
+        ValueError: there is no such file, or it does not hold logits.
     """
     file = Path(path)
     if file.suffix not in (".npy", ".safetensors"):
@@ -70,10 +82,7 @@ def row_of_file(path: str, number: int = 0) -> Row:
         raise ValueError(
             f"{path!r} must hold logits, numbers of shape [V] or [B, V]; got {given.dtype} of shape {list(given.shape)}"
         )
-    rows = given.reshape(-1, given.shape[-1])
-    if not 0 <= number < len(rows):
-        raise ValueError(f"--row must be below {len(rows)}, the number of rows in {file.name}; got {number}")
-    return Row(rows[number].float(), f"row {number} of {file.name}")
+    return given.reshape(-1, given.shape[-1])
 
 
 def _of_npy(file: Path) -> torch.Tensor:
@@ -86,7 +95,7 @@ def _of_npy(file: Path) -> torch.Tensor:
 
 
 def _of_safetensors(file: Path) -> torch.Tensor:
-    generate.require(("safetensors",), "plot")
+    generate.require(("safetensors",), "--logits")
     from safetensors.torch import load_file
 
     with _reading(file):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import time
 
+import numpy as np
 import pytest
 import torch
 
@@ -129,6 +131,77 @@ def test_goals_are_judged_by_their_bounds():
         (goals.Goal("", 2.0, False, None), "not measured"),
     ):
         assert goal.reached == reached
+
+
+PEERS = """
+import torch
+
+def draws(logits, seed):
+    return torch.multinomial(logits.softmax(-1), 1)
+
+def in_place(logits, seed):
+    return draws(logits.sub_(logits.amax(-1, keepdim=True)), seed)
+
+def floats(logits, seed):
+    return logits.sum(1)
+"""
+
+
+@pytest.fixture
+def guests_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "peers_of_mine.py").write_text(PEERS)
+    x = torch.randn(3, 300, generator=torch.Generator().manual_seed(1)) * 4
+    x[:, 7] = -math.inf
+    np.save("rows.npy", x.numpy())
+    np.save("short.npy", x[:, :99].numpy())
+    np.save("nan.npy", np.where(np.arange(3)[:, None] == 1, np.nan, x.numpy()))
+    return x
+
+
+def test_own_rows_and_an_own_sampler_are_measured(guests_here, tmp_path, threads, monkeypatch, capsys):
+    monkeypatch.setattr(run, "RESULTS", tmp_path / "results")
+    options = ["--quick", "--logits", "rows.npy", "--peer", "peers_of_mine:draws"]
+    assert run.main(options) == 0
+    assert "own V=300 B=1 float32" in capsys.readouterr().out and not (tmp_path / "results").exists()
+    assert run.main([*options, "--out", "mine"]) == 0
+    (path,) = (tmp_path / "mine").iterdir()
+    cases = {r["rule"]: r for r in read(path).records if r["what"] == "token"}
+    assert cases.keys() == set(plans.MAIN) and all(r["rows"] == "own" and r["V"] == 300 for r in cases.values())
+    kept = (fd.truncate(guests_here, plans.BY_NAME["top_p .95"].plan(1.0)) > -math.inf).sum(1)
+    assert cases["top_p .95"]["kept"] == {"median": int(kept.median()), "max": int(kept.max())}
+    name = "the peer peers_of_mine:draws"
+    assert {rule for rule, r in cases.items() if name in r["us_per_row"]} == {"none"}
+    assert cases["none"]["us_per_row"][name]["inputs"] == 3
+    assert cases["none"]["peers_over_engine"][name] > cases["none"]["peers_over_call"][name] > 0
+
+
+def test_a_sampler_that_writes_into_its_logits_gets_new_ones_each_time(guests_here):
+    guest = peers.guest("peers_of_mine:in_place")
+    assert guest.writes and not peers.guest("peers_of_mine:draws").writes
+    (candidate,) = guest.candidates(plans.BY_NAME["none"], "token", 1.0, 3)
+    x = guests_here.clone()
+    assert candidate.bind(x)().shape == (3, 1) and torch.equal(x, guests_here)
+    assert "with a copy" in candidate.name
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--logits", "missing.npy"], "--logits must name a file"),
+        (["--logits", ""], "--logits must be a .npy or .safetensors file; got ''"),
+        (["--logits", "short.npy"], "rows of at least 128 logits; those of 'short.npy' have 99"),
+        (["--logits", "nan.npy"], "row 1 of 'nan.npy' holds NaN"),
+        (["--peer", "peers_of_mine"], "--peer must be MODULE:FUNCTION"),
+        (["--peer", "peers_of_mine:none"], "cannot be imported"),
+        (["--peer", "peers_of_mine:floats"], "must draw tokens from logits [2, 2000]: expected 2 token ids"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_sentence(guests_here, options, words, capsys):
+    with pytest.raises(SystemExit) as left:
+        run.main(["--quick", *options])
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert left.value.code == 2 and words in told and told.endswith(".") and not told.endswith("..")
 
 
 def test_in_a_clone_the_newest_results_are_those_committed_last(tmp_path, monkeypatch):
