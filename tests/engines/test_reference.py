@@ -159,6 +159,7 @@ TRANSCRIBED = [(row, value) for row in ROWS if row.rule is not fd.temperature fo
 
 @pytest.mark.parametrize("row, value", TRANSCRIBED, ids=lambda v: getattr(v, "name", str(v)))
 def test_transcriptions_judge(row, value):
+    assert row.name in BY_NAME, f"{row.name} has no definition in BY_NAME of tests/support/transcriptions.py."
     margins_of, rule = BY_NAME[row.name], row(*([] if value is None else [value]))
     given = [] if value is None else [value]
     kept = removed = near = 0

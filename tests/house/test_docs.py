@@ -96,7 +96,10 @@ def test_the_commands_parse(path):
 
 def test_each_rule_has_its_section_with_its_source_and_an_example():
     sections = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", read(FOLDER / "rules.md"), re.MULTILINE | re.DOTALL))
-    assert list(sections)[: len(RULES)] == [rule.__name__ for rule in RULES]
+    expected = [rule.__name__ for rule in RULES]
+    assert list(sections)[: len(RULES)] == expected, (
+        f"docs/rules.md must begin with the sections {', '.join(expected)}."
+    )
     for rule in RULES:
         section = sections[rule.__name__]
         assert re.findall(r"arXiv ([\d.]+\d)", section) == re.findall(r"arXiv ([\d.]+\d)", inspect.getdoc(rule))

@@ -16,7 +16,7 @@ from fastdecode import dispatch
 from fastdecode.cli import command as cli
 from fastdecode.rules import RULES
 from tests import ROOT
-from tests.support import pages
+from tests.support import pages, rule_rows
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PYTHON = pages.blocks(README, "python")
@@ -86,12 +86,14 @@ def test_the_commands_parse(path):
 
 def test_the_table_names_exactly_the_rules():
     named = [re.match(r"`(\w+)\(", row[0]).group(1) for row in pages.table_rows(README, "The rules")]
-    assert named == [rule.__name__ for rule in RULES]
+    expected = [rule.__name__ for rule in RULES]
+    assert named == expected, f"the rows of the README's table must be, in this order: {', '.join(expected)}."
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_the_table_gives_the_parameter_and_the_source_of_the_docstring(rule):
-    row = next(row for row in pages.table_rows(README, "The rules") if row[0].startswith(f"`{rule.__name__}("))
+    row = rule_rows.readme_row(rule.__name__)
+    assert row, f"the README's table has no row of {rule.__name__}."
     first = next(iter(inspect.signature(rule).parameters), "")
     assert row[0] == f"`{rule.__name__}({first})`"
     assert re.findall(r"arXiv [\d.]+\d", row[2]) == re.findall(r"arXiv [\d.]+\d", inspect.getdoc(rule))
