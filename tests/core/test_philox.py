@@ -160,7 +160,8 @@ def test_texts_stand_for_their_hash():
 def test_ids_of_64_bits_never_share_noise():
     """No two ids of a seed share a place; and seeds that lie near each other have no place in common."""
     multiples = np.arange(1, 2**24, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    assert len(np.unique(multiples)) == 2**24 - 1
+    ordered = np.sort(multiples)  # np.unique takes twenty times as long
+    assert (ordered[1:] > ordered[:-1]).all()
     assert int(np.minimum(multiples, ~multiples + np.uint64(1)).min()) > 2**39
 
 

@@ -31,6 +31,9 @@ ONE_IN = {
     "test_threads": 0, "test_threads_on_real_rows": 0, "test_each_row_has_coordinates_of_its_own": 0, "test_every_rule_takes_a_seed": 0,
     "test_opcheck": 0, "test_compile": 0, "test_gradient": 0, "test_shapes_and_types_of_a_sample": 0,
     "test_check_names_the_rows": 0, "test_numpy": 0, "test_numpy_sample": 0, "test_the_logits_are_left_alone": 0,
+    "test_no_answer_depends_on_torch_s_defaults": 2,  # one other dtype and another device
+    "test_every_kind_and_width_on_hostile_rows": 3, "test_without_gradients_the_engine_mixes_and_with_them_torch_does": 2,
+    "test_lists_and_arrays_of_coordinates": 0,
     "test_greedy_is_the_largest_logit_and_so_is_top_k_of_one": 0, "test_per_row_plans_are_the_plans_of_the_rows": 0,
 }  # fmt: skip
 
