@@ -61,7 +61,7 @@ def test_the_interpreter_is_shown_everything_once():
         "-q",
         "-p",
         "no:cacheprovider",
-        ROOT / "tests" / "test_conformance.py",
+        ROOT / "tests" / "engines" / "test_conformance.py",
     ]
     listing = subprocess.run(collect, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     shown: dict[str, list[str]] = {}
