@@ -95,7 +95,9 @@ def commit() -> dict[str, str | bool]:
     """The commit, and whether files that it tracks are changed. Results of the bench itself do not count."""
     try:
         head = git("rev-parse", "HEAD")
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results", ":!docs/results.md")
+        changed = git(
+            "status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results", ":!docs/results.md"
+        )
     except (OSError, subprocess.CalledProcessError):
         return {"commit": "unknown", "dirty": True}
     return {"commit": head, "dirty": bool(changed)}

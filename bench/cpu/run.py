@@ -184,7 +184,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--peer", metavar="MODULE:FUNCTION", help="time f(logits [B, V], seed) too, where the rule is none and T = 1"
     )
-    parser.add_argument("--no-render", action="store_true", help="write the results, but neither docs/results.md nor plots")
+    parser.add_argument(
+        "--no-render", action="store_true", help="write the results, but neither docs/results.md nor plots"
+    )
     parser.add_argument(
         "--out", type=Path, help="folder for the results; bench/results by default, of a run without options"
     )

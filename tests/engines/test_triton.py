@@ -4,10 +4,12 @@ a fault in its search. How it compiles is judged by test_triton_compiled.py, wha
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -143,8 +145,8 @@ def test_neither_slices_nor_tiles_nor_neighbours_show(triton, plan, monkeypatch)
     if not INTERPRETED:
         return  # compiled kernels keep the sizes that they were compiled with
     for name, size in (("TILE", 2), ("HALF_TILE", 1), ("SPAN", 4)):
-        for module in ("measure", "search", "rows", "outputs", "engine"):
-            monkeypatch.setattr(f"fastdecode.triton_{module}.{name}", tl.constexpr(size), raising=False)
+        for module in ("measure", "search", "narrow", "outputs", "launch"):
+            monkeypatch.setattr(f"fastdecode.engines.triton.{module}.{name}", tl.constexpr(size), raising=False)
     check_same(everything(x, plan), expected)
 
 
@@ -160,19 +162,18 @@ def test_ids_outside_the_vocabulary_have_no_probability(triton):
 
 # ---- faults that the suite must notice ---------------------------------------------------------------------------------
 
-MODULES = ("measure", "search", "rows", "outputs", "soft", "engine")
 FAULTS = (
     ("the last tile is left out", "search", "for start in range(0, n_listed, TILE):", "for start in range(0, n_listed - TILE, TILE):", "V=32000", "top_p(0.9)"),
     ("tiles overlap", "measure", "for start in range(0, n_listed, TILE):", "for start in range(0, n_listed, TILE // 2):", "V=32000", "top_k, top_h"),
     ("a group too few", "measure", "place < n, other=0), place < n", "place < n, other=0), place < n - 1", "peaked", "top_p(0.9)"),
     ("ties are parted", "search", "key[None, :] >= pivot[:, None]", "(key[None, :] > pivot[:, None]) | (lane[None, :] == place[:, None])", "integer ties", "top_k(50)"),
     ("the crossing group goes", "search", "met & (place < n), pivot, NO_KEY", "met & (place < n), pivot + 1, NO_KEY", "flat", "top_p(0.9)"),
-    ("the group that overshoots stays", "rows", "(how != STOP_AFTER) & (key > NO_KEY), key + 1, key", "(how != STOP_AFTER) & (key < NO_KEY), key + 1, key", "flat", "top_h(0.4)"),
+    ("the group that overshoots stays", "narrow", "(how != STOP_AFTER) & (key > NO_KEY), key + 1, key", "(how != STOP_AFTER) & (key < NO_KEY), key + 1, key", "flat", "top_h(0.4)"),
     ("the slack is dropped", "search", "1.0 - SLACK, 1.0 + SLACK", "1.0, 1.0", "exact on paper", "top_p"),
-    ("the slack of a floor is dropped", "rows", "edge - SLACK", "edge + SLACK", "exact on paper", "min_p"),
-    ("the highest id wins a tie", "rows", "tl.min(tl.min(tl.where(x == wanted, ids, LAST_KEY), 1), 0)", "tl.max(tl.max(tl.where(x == wanted, ids, -1), 1), 0)", "all equal", "greedy"),
+    ("the slack of a floor is dropped", "narrow", "edge - SLACK", "edge + SLACK", "exact on paper", "min_p"),
+    ("the highest id wins a tie", "narrow", "tl.min(tl.min(tl.where(x == wanted, ids, LAST_KEY), 1), 0)", "tl.max(tl.max(tl.where(x == wanted, ids, -1), 1), 0)", "all equal", "greedy"),
     ("groups at the bound are passed over", "measure", 'other=-float("inf")) >= lo', 'other=-float("inf")) > lo', "V=32000", "top_k(50)"),
-    ("groups share a stream with tokens", "rows", "stream | GROUP_STREAM", "stream | TOKEN_STREAM", "flat", "nothing"),
+    ("groups share a stream with tokens", "narrow", "stream | GROUP_STREAM", "stream | TOKEN_STREAM", "flat", "nothing"),
 )  # fmt: skip
 
 
@@ -192,17 +193,22 @@ def test_the_suite_notices_a_fault(fault, tmp_path, monkeypatch):
     _, where, right, wrong, given, plan = fault
     with dispatch.use("triton"):
         check(given, plan)
-    for module in MODULES:
-        source = (ROOT / "fastdecode" / f"triton_{module}.py").read_text()
-        if module == where:
-            assert right in source, "the fault no longer fits the source"
-            source = source.replace(right, wrong)
-        path = tmp_path / f"faulty_{module}.py"
-        path.write_text(source.replace("from .triton_", "from .faulty_"))
-        spec = importlib.util.spec_from_file_location(f"fastdecode.faulty_{module}", path)
-        faulty = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, spec.name, faulty)
-        spec.loader.exec_module(faulty)
+    # A package beside the engine's own: what it imports from fastdecode is the same.
+    package = "fastdecode.engines.faulty_triton"
+    shutil.copytree(ROOT / "fastdecode" / "engines" / "triton", tmp_path, dirs_exist_ok=True)
+    path = tmp_path / f"{where}.py"
+    source = path.read_text()
+    assert right in source, "the fault no longer fits the source"
+    path.write_text(source.replace(right, wrong))
+    spec = importlib.util.spec_from_file_location(
+        package, tmp_path / "__init__.py", submodule_search_locations=[str(tmp_path)]
+    )
+    monkeypatch.setitem(sys.modules, package, importlib.util.module_from_spec(spec))
+    try:
+        faulty = importlib.import_module(f"{package}.launch")
+    finally:
+        for name in [name for name in sys.modules if name.startswith(f"{package}.")]:
+            del sys.modules[name]
     monkeypatch.setitem(dispatch.ENGINES, "triton", faulty)
     with dispatch.use("triton"), pytest.raises(AssertionError):
         check(given, plan)

@@ -79,7 +79,7 @@ def test_the_classifiers_name_the_pythons_that_wheels_are_built_for():
     built = re.findall(r"cp3(\d+)-", metadata["tool"]["cibuildwheel"]["build"])
     assert named == [f"3.{minor}" for minor in built]
     assert metadata["project"]["requires-python"] == f">={named[0]}"
-    assert metadata["project"]["scripts"] == {"fastdecode": "fastdecode.__main__:command"} and callable(cli.command)
+    assert metadata["project"]["scripts"] == {"fastdecode": "fastdecode.cli.command:command"} and callable(cli.command)
 
 
 def test_the_program_that_the_type_checker_reads_runs(tmp_path):

@@ -26,7 +26,7 @@ from fastdecode.rules import RULES
 
 def test_the_doctor_runs_without_transformers_and_names_the_engines():
     script = (
-        "import sys; from fastdecode.__main__ import main; code = main([]); "
+        "import sys; from fastdecode.cli.command import main; code = main([]); "
         "print('imported transformers:', 'transformers' in sys.modules); sys.exit(code)"
     )
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
@@ -215,9 +215,7 @@ def test_no_way_of_stopping_shows_a_traceback(monkeypatch):
     monkeypatch.setattr(cli, "main", lambda: signal.raise_signal(signal.SIGINT))
     assert cli.command() == 130
     line = '"$0" -c "$1" | true; exit ${PIPESTATUS[0]}'
-    script = (
-        "import sys; from fastdecode import __main__ as cli; cli.main = lambda: print('words'); sys.exit(cli.command())"
-    )
+    script = "import sys; from fastdecode.cli import command as cli; cli.main = lambda: print('words'); sys.exit(cli.command())"
     ran = subprocess.run(["bash", "-c", line, sys.executable, script], capture_output=True, text=True, timeout=120)
     assert (ran.returncode, ran.stdout, ran.stderr) == (1, "", "")
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
