@@ -62,4 +62,45 @@ struct SampleArgs {
   float* logprobs_of = nullptr;  // [rows, ids_per_row]
 };
 
+enum Noise { kNoNoise = 0, kGumbel = 1, kDirichlet = 2, kMulti = 3 };  // as record.py: NOISES
+
+struct SoftArgs {
+  Logits logits;
+  Plan plan;  // of which the temperature of the draw counts
+  Coordinate seed, step, stream;
+  int64_t one_seed = 0, one_step = 0;  // for all rows, where those hold no address
+  int noise = kNoNoise;
+  double strength = 1;           // gumbel: the noise's scale; dirichlet: gamma
+  double tau = 1;                // gumbel
+  const double* taus = nullptr;  // [rows]: instead of tau
+  int64_t tau_stride = 0;
+  const bool* soft_rows = nullptr;  // [rows]; null: all. Ordinary rows have the one token that was drawn
+  bool straight = false;            // weights are 1 for the first, 0 for the others
+  int64_t width = 0;
+  const int64_t* candidates = nullptr;  // [rows, width]; multi: the drawn tokens
+  // What the engine found for these rows.
+  int64_t num_samples = 1;
+  const int64_t* tokens = nullptr;  // [rows, num_samples]
+  const float* token_logprobs = nullptr;
+  const int64_t* kept = nullptr;
+  const uint8_t* status = nullptr;
+  // Answers.
+  int64_t* ids = nullptr;    // [rows, width]
+  float* weights = nullptr;  // [rows, width]
+  int64_t* first = nullptr;  // [rows]
+  float* log_pi = nullptr;   // [rows, width]
+  float* drawn = nullptr;    // [rows, width]
+  float* density = nullptr;  // [rows]
+};
+
+struct EmbedArgs {
+  const void* table = nullptr;  // [vocab, columns]
+  int dtype = 0;
+  int64_t vocab = 0, columns = 0, row_stride = 0;
+  int64_t rows = 0, width = 0;
+  const int64_t* ids = nullptr;    // [rows, width], -1 is padding
+  const float* weights = nullptr;  // [rows, width]
+  void* out = nullptr;             // [rows, columns]
+};
+
 }  // namespace fastdecode

@@ -10,8 +10,8 @@
 
 #include "args.h"
 #include "dtype.h"
+#include "gamma.h"
 #include "philox.h"
-#include "soft.h"
 
 // What this file is compiled for: the module's name, whether it has the CUDA engine, and whether that is all it has because it
 // is the one that tests emulate on the CPU.

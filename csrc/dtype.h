@@ -1,28 +1,17 @@
 // The three types of logits: codes, exact loads to float, stores rounded once to nearest even.
 #pragma once
 
+#include <math.h>
 #include <stdint.h>
-#include <string.h>
 
 #include "cut.h"
+#include "order.h"
 
 namespace fastdecode {
 
 enum Dtype { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
 
 FD_FN int64_t bytes_of(int dtype) { return dtype == kFloat32 ? 4 : 2; }
-
-FD_FN float float_of_bits(uint32_t bits) {
-  float x;
-  memcpy(&x, &bits, 4);
-  return x;
-}
-
-FD_FN uint32_t bits_of_float(float x) {
-  uint32_t bits;
-  memcpy(&bits, &x, 4);
-  return bits;
-}
 
 FD_FN float from_bf16(uint16_t h) { return float_of_bits(uint32_t(h) << 16); }
 
@@ -56,9 +45,13 @@ FD_FN float largest_of(int dtype) {
   return dtype == kFloat16 ? 65504.0f : dtype == kBFloat16 ? 3.38953139e38f : 3.402823466e38f;
 }
 
-// Half of the world masks a logit with the lowest number of a type instead of -inf, and float32 logits may have been bfloat16 when
-// that was done. At or below this, a logit counts as masked where numbers themselves are added up.
-FD_FN float masked_at(int dtype) { return -largest_of(dtype == kFloat16 ? kFloat16 : kBFloat16); }
+// Many programs mask a logit with the lowest number of its type instead of -inf, and float32 logits may have been bfloat16 when
+// that was done. A standard deviation or a sum of p^2 leaves such survivors out, unless there are no others: of survivors at or above
+// `bottom`, the largest of which is `top`, those at or above the answer count.
+FD_FN float bottom_unmasked(float bottom, float top, int dtype) {
+  const float masked = -largest_of(dtype == kFloat16 ? kFloat16 : kBFloat16);
+  return top > masked ? fmaxf(bottom, nextafterf(masked, 0)) : bottom;
+}
 
 // A survivor's x / t. Where the type cannot hold it, the largest number that it can: an infinity would be a NaN in the next softmax.
 FD_FN float divided(float x, float t, float largest) {

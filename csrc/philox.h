@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include "cut.h"
+#include "order.h"
 
 namespace fastdecode {
 
@@ -81,7 +82,7 @@ FD_FN double exponential_of(uint32_t word) {
   p = p * s2 + 1.0 / 7;
   p = p * s2 + 1.0 / 5;
   p = p * s2 + 1.0 / 3;
-  return -(e * 0.693147180559945309417 + 2 * s * (1 + s2 * p));
+  return -(e * kLn2 + 2 * s * (1 + s2 * p));
 }
 
 }  // namespace fastdecode

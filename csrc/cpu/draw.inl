@@ -7,15 +7,26 @@
 // Randomness: coordinates (seed, step, stream; group id, use kGroup) and (...; token id, use kToken).
 // Cost: groups with survivors + 256 noises a sample; no pass over the row.
 // Limits: 2^34 tokens (the counter holds index / 4 in 32 bits).
+#pragma once
 
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "../philox.h"
+#include "exp2.inl"
+#include "masses.inl"
+#include "row.inl"
+#include "simd.inl"
 #include "survivors.inl"
+#include "workspace.h"
 
 namespace fastdecode {
 namespace FD_TARGET {
 
 constexpr int kQuads = 16;  // four words each
 
-// philox4x32_10 for several counters, each of whose words is in a lane of its own. Only lower halves count; nobody clears the upper ones.
+// philox4x32_10 for several counters, one to a lane. Only the lower half of a lane counts; the upper half is never cleared.
 static void words_from(const Coordinates& at, int64_t first, uint32_t* words) {
   constexpr int kAbreast = kLanes / 2;
   for (int quad = 0; quad < kQuads; quad += kAbreast) {
@@ -23,7 +34,7 @@ static void words_from(const Coordinates& at, int64_t first, uint32_t* words) {
     for (int lane = 0; lane < kAbreast; ++lane) c0[lane] = uint64_t(first / 4 + quad + lane);
     uint32_t key0 = uint32_t(at.seed), key1 = uint32_t(at.seed >> 32);
     for (int round = 0; round < kRounds; ++round, key0 += kKeyStep0, key1 += kKeyStep1) {
-      const W p0 = product_of_halves(c0, W{} + kFactor0), p1 = product_of_halves(c2, W{} + kFactor1);
+      const W p0 = mul_even(c0, W{} + kFactor0), p1 = mul_even(c2, W{} + kFactor1);
       c0 = (p1 >> 32) ^ c1 ^ uint64_t(key0), c1 = p1, c2 = (p0 >> 32) ^ c3 ^ uint64_t(key1), c3 = p0;
     }
     const W pairs[2] = {(c0 & 0xffffffff) | c1 << 32, (c2 & 0xffffffff) | c3 << 32};
@@ -50,18 +61,18 @@ FD_FN double exponential_at(const Coordinates& at, int64_t index) {
 
 static double exponential_for(const Coordinates& at, int64_t index) { return exponential_at(at, index); }
 
-// The first of the largest mass(i) / E over indices first + i for i in [0, n), where some mass is above 0; `most(i)` is no
-// less than mass(i), and quicker to tell. `bound` has room for 63 more.
-// E is at least 1 - v, and little more where it is small: so most / (1 - v) tells of nearly all that they cannot win, and a
-// logarithm is taken for the others alone.
-template <class Most, class Mass>
-static int64_t winner(const Coordinates& at, int64_t first, int64_t n, double* bound, Most most, Mass mass) {
+// The index i in [0, n) with the largest mass(i) / E at first + i, the first of equals; some mass must be above 0. `upper(i)` is no less
+// than mass(i), and quicker. `bound` has room for n + 63 entries.
+// E is at least 1 - v, and little more where it is small. So upper / (1 - v) rules nearly all indices out, and only the others
+// need a logarithm.
+template <class Upper, class Mass>
+static int64_t winner(const Coordinates& at, int64_t first, int64_t n, double* bound, Upper upper, Mass mass) {
   uint32_t words[4 * kQuads];
   D highest{};
   for (int64_t i = 0; i < n; i += 4 * kQuads) {
     words_from(at, first + i, words);
     for (int k = 0; k < 4 * kQuads; ++k)
-      bound[i + k] = (i + k < n ? most(i + k) : 0.0) / ((double(words[k]) + 0.5) * (1.0 / 4294967296.0));
+      bound[i + k] = (i + k < n ? upper(i + k) : 0.0) / ((double(words[k]) + 0.5) * (1.0 / 4294967296.0));
     for (int k = 0; k < 4 * kQuads; k += kLanes / 2) {
       D some;
       memcpy(&some, bound + i + k, sizeof some);
@@ -96,7 +107,7 @@ class Drawer {
         mass_(survivors.sums_at(scale).mass) {
     if (!gathered_) {
       runs_ = row.groups();
-      if (samples > 2) survivors.settle_masses();
+      if (samples > 2) survivors.masses().settle();
       return;
     }
     const int64_t n = survivors.count();
@@ -123,13 +134,13 @@ class Drawer {
  private:
   // 2.
   int64_t winning_run(const Coordinates& at) const {
-    const bool most = runs_ * 4 > row_.groups();  // then the noise of all groups at once is cheaper
-    if (most) exponentials(at, 0, row_.groups(), ws_.group_noise);
+    const bool many = runs_ * 4 > row_.groups();  // then the noise of all groups at once is cheaper
+    if (many) exponentials(at, 0, row_.groups(), ws_.group_noise);
     int64_t best = 0;
     double best_score = -1;
     for (int64_t run = 0; run < runs_; ++run) {
       const int32_t group = ws_.run_group[run];
-      const double score = ws_.run_mass[run] / (most ? ws_.group_noise[group] : exponential_at(at, group));
+      const double score = ws_.run_mass[run] / (many ? ws_.group_noise[group] : exponential_at(at, group));
       if (score > best_score) best_score = score, best = run;
     }
     return best;
@@ -138,10 +149,11 @@ class Drawer {
   int64_t winning_group(const Coordinates& at) const {
     const double* mass = ws_.group_mass;
     auto plain = [&](int64_t g) { return mass[g]; };
-    if (!survivors_.masses_lack_edge()) return winner(at, 0, runs_, ws_.group_noise, plain, plain);
-    auto most = [&](int64_t g) { return survivors_.most_mass_of(g); };
-    auto exact = [&](int64_t g) { return survivors_.mass_of(g); };
-    return winner(at, 0, runs_, ws_.group_noise, most, exact);
+    const GroupMasses& masses = survivors_.masses();
+    if (!masses.lack_edge()) return winner(at, 0, runs_, ws_.group_noise, plain, plain);
+    auto upper = [&](int64_t g) { return masses.upper_bound_of(g); };
+    auto exact = [&](int64_t g) { return masses.of(g); };
+    return winner(at, 0, runs_, ws_.group_noise, upper, exact);
   }
 
   // 3.
@@ -149,13 +161,13 @@ class Drawer {
     const int32_t start = ws_.run_start[run], end = ws_.run_start[run + 1];
     double noise[kGroupSize + 63];
     const int64_t first = int64_t(ws_.run_group[run]) * kGroupSize;
-    const bool most = end - start > 16;
-    if (most) exponentials(at, first, kGroupSize, noise);
+    const bool many = end - start > 16;
+    if (many) exponentials(at, first, kGroupSize, noise);
     int64_t best = ws_.id[start];
     double best_score = -1;
     for (int32_t i = start; i < end; ++i) {
       const int64_t id = ws_.id[i];
-      const double score = double(ws_.w[i]) / (most ? noise[id - first] : exponential_at(at, id));
+      const double score = double(ws_.w[i]) / (many ? noise[id - first] : exponential_at(at, id));
       if (score > best_score) best_score = score, best = id;
     }
     return best;
@@ -166,10 +178,10 @@ class Drawer {
     double bound[kGroupSize + 63];
     const float* x = row_.group(group, -INFINITY, buffer);
     const float bottom = interval_.bottom();
-    const Weights<kFar> weights(scale_.base, scale_.c);
+    const Weights<kFar> weights(scale_);
     for (int i = 0; i < kGroupSize; i += kLanes) {
       const V v = load(x + i);
-      store(w + i, zero_unless(Interval::has(v, bottom, interval_.hi), weights.of(v)));
+      store(w + i, select_or_zero(Interval::has(v, bottom, interval_.hi), weights.of(v)));
     }
     auto weight = [&](int64_t i) { return double(w[i]); };
     return group * kGroupSize + winner(at, group * kGroupSize, kGroupSize, bound, weight, weight);

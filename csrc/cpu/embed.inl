@@ -1,11 +1,17 @@
 // What: out[r, c] = sum_m weights[r, m] * table[ids[r, m], c] for some columns of a row of soft tokens.
-// Contract: soft.h; ids lie in [0, vocab) or are -1, which adds the weight itself: 0, or the NaN of a flagged row.
+// Contract: args.h; ids lie in [0, vocab) or are -1, which adds the weight itself: 0, or the NaN of a flagged row.
 // Idea: a few columns at a time, so that the sums stay in the nearest cache; a mixture of one token is copied.
 // Who does what: one thread. Numbers: float sums in the order of the ids, rounded once; copies are bit for bit.
 // Randomness: none. Cost: reads width rows of the table, writes one. Limits: none.
+#pragma once
 
-#include "../soft.h"
-#include "simd.h"
+#include <stdint.h>
+#include <string.h>
+
+#include "../args.h"
+#include "../dtype.h"
+#include "../mixture.h"
+#include "simd.inl"
 
 namespace fastdecode {
 namespace FD_TARGET {

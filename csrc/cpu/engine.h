@@ -1,11 +1,12 @@
 // The CPU engine as the binding sees it: rows over threads, one instruction set for the process.
 #pragma once
 
+#include <stdint.h>
+
 #include <string>
 #include <vector>
 
 #include "../args.h"
-#include "../soft.h"
 
 namespace fastdecode {
 
@@ -15,9 +16,6 @@ void sample(const SampleArgs& args, int threads);
 
 void soften(const SoftArgs& args, int threads);
 void embed(const EmbedArgs& args, int threads);  // std::out_of_range: an id has no row in the table
-
-// Calls run(args, i) for all i in [0, n), by at most so many threads; what runs may throw std::bad_alloc only.
-void over_threads(int64_t n, int threads, void (*run)(const void* args, int64_t i), const void* args);
 
 // -log(v) of the draw at (seed, step, stream, index), for tests of the stream.
 double exponential(uint64_t seed, uint64_t step, uint64_t stream, int64_t index);

@@ -1,58 +1,48 @@
-// What: for prefixes that keep many tokens: a guess from a sample of the row of where the edge is.
-// Contract: the guess may be wrong; whoever uses it must look at exact sums. Works in the key arrays of the workspace.
-// Idea: 1. the heaviest tokens, gathered, count for themselves, and 16 of each or every other group of 256 stand for the others;
-//   2. sums above a few pivots at a time close in on the edge, and on the edges if the sums were some standard
-//   deviations larger or smaller.
-// Who does what: one thread. Numbers: rough ones will do. Randomness: none, the places of the sample are fixed.
-// Cost: the sample, and four looks at it. Limits: none.
+// What: a guess, from a sample of the row, of where the edge of a prefix is that keeps many tokens.
+// Contract: the guess may be wrong; the caller must look at exact sums. Works in the key arrays of the workspace.
+// Idea: 1. the heaviest tokens, gathered, count for themselves; 16 tokens of each group of 256, or of every other group, stand for the
+//   rest; 2. sums above a few pivots at a time close in on the edge, and on the two edges that the cut would have if the sums were a few
+//   standard deviations larger or smaller: these are the bracket.
+// Who does what: one thread. Numbers: estimates, in float. Randomness: none, the places of the sample are fixed.
+// Cost: the sample, and four reads of it. Limits: none.
+#pragma once
 
+#include <math.h>
+#include <stdint.h>
+
+#include "../cut.h"
+#include "../order.h"
+#include "exp2.inl"
+#include "row.inl"
 #include "search.inl"
+#include "simd.inl"
+#include "split.inl"
+#include "workspace.h"
 
 namespace fastdecode {
 namespace FD_TARGET {
 
-// What tokens are ordered by: their logit, or how near they are to the centre of a typicality order.
-struct Keys {
-  bool by_logit = true;
-  float base = 0, c = 0;  // the scale
-  float centre = 0;       // the mean of y under p
-
-  // Not from y: that is cut off where exponentials vanish, and far tokens would be tied.
-  FD_FN V of(const Keys& keys, V x) {
-    if (keys.by_logit) return x;
-    const V distance = (x - keys.base) * keys.c - keys.centre;
-    return max_of(-max_of(distance, -distance), all(kLowest));
-  }
-  FD_FN float centre_of(const Sums& whole) { return float(whole.moment / whole.mass / kLn2); }
-};
-
-// The edge is guessed to part the logits of `wide` outside of `above`; those of `above` to be kept.
-struct Bracket {
-  Interval above, wide;
-};
-
-// What an attempt that failed has shown: the sums over an interval near the edge. n = 0: nothing yet.
+// The result of a failed attempt: the sums over an interval near the edge. n = 0: none yet.
 struct Seen {
   Interval interval;
   Sums sums;
 };
 
-constexpr int kStretch =
-    16;  // tokens of each group in the sample: consecutive ones, at another place in the next group
+// Consecutive tokens of a group that are in the sample, at another place in each group.
+constexpr int kStretch = 16;
 static_assert(kStretch % kLanes == 0, "the sample is taken in whole vectors");
 
 class Guess {
  public:
-  // 1. `heavy` gathered tokens are all survivors at or above `bound`.
-  Guess(const Cut& cut, const Row& row, const Workspace& ws, int64_t heavy, float bound, float base, float c,
-        Interval interval)
+  // 1. `heavy`: the number of gathered tokens, which are all survivors at or above `bound`.
+  Guess(const Cut& cut, const Row& row, const Workspace& ws, int64_t heavy, float bound, Scale s, Interval interval)
       : cut_(cut),
         ws_(ws),
         every_(row.groups() < 256 ? 1 : 2),
         each_(double(kGroupSize) / kStretch * every_),
         sampled_((row.groups() + every_ - 1) / every_ * kStretch),
-        base_(base),
-        c_(c) {
+        base_(s.base),
+        c_(s.c) {
     const bool by_count = int(cut.measure) == kCount;
     const float bottom = interval.bottom();
     row.each(-INFINITY, [&](int64_t g, auto x) FD_INLINE {
@@ -61,26 +51,28 @@ class Guess {
       const int first = int(nth * 7 % (kGroupSize / kStretch)) * kStretch;
       for (int i = 0; i < kStretch; i += kLanes) store(ws.key + nth * kStretch + i, x[first + i]);
     });
-    const Weights<kFar> weights(base, c);
-    for (int64_t i = 0; i < sampled_; i += kStep * kLanes) {  // and up to three stretches more, of no account
+    const float c = c_;
+    const Weights<kFar> weights(s);
+    for (int64_t i = 0; i < sampled_;
+         i += kStep * kLanes) {  // may compute up to three extra stretches; their results are ignored
       V x[kStep], d[kStep], w[kStep];
       for (int k = 0; k < kStep; ++k) x[k] = load(ws.key + i + k * kLanes);
       weights.of<kStep, false>(x, d, w);
       for (int k = 0; k < kStep; ++k) {
-        const M light = both(Interval::has(x[k], bottom, interval.hi), less(x[k], all(bound)));
+        const M light = both(Interval::has(x[k], bottom, interval.hi), less(x[k], broadcast(bound)));
         store(ws.key_y + i + k * kLanes, d[k] * c);
-        store(ws.key_w + i + k * kLanes, zero_unless(light, by_count ? all(1.0f) : w[k]));
+        store(ws.key_w + i + k * kLanes, select_or_zero(light, by_count ? broadcast(1.0f) : w[k]));
       }
     }
     n_ = sampled_ + (heavy + kLanes - 1) / kLanes * kLanes;
     for (int64_t i = 0; i < heavy; i += kLanes) {
-      const M real = less(count_up(), all(float(heavy - i)));
-      const V w = by_count ? all(1.0f) : load(ws.w + i);
+      const M real = less(iota(), broadcast(float(heavy - i)));
+      const V w = by_count ? broadcast(1.0f) : load(ws.w + i);
       store(ws.key + sampled_ + i, load(ws.x + i)), store(ws.key_y + sampled_ + i, load(ws.y + i));
-      store(ws.key_w + sampled_ + i, zero_unless(real, w / float(each_)));  // in units of the sample's
+      store(ws.key_w + sampled_ + i, select_or_zero(real, w / float(each_)));  // in units of the sample's
     }
-    // What the sample says of all survivors.
-    V mass = all(0.0f), moment = all(0.0f), squares = all(0.0f);
+    // The sums over all survivors, as estimated from the sample.
+    V mass = broadcast(0.0f), moment = broadcast(0.0f), squares = broadcast(0.0f);
     for (int64_t i = 0; i < n_; i += kLanes)
       mass += load(ws.key_w + i), moment += load(ws.key_w + i) * load(ws.key_y + i);
     const double total = sum(mass);
@@ -94,9 +86,9 @@ class Guess {
     believe(centre, total > 0 ? float(sqrt(sum(squares)) / total) : 0);
   }
 
-  // What a pass over the row has shown: the sums over all survivors. The sample then stands for what the heavy tokens leave.
+  // Takes in the exact sums over all survivors. The sample then stands for all but the heavy tokens.
   void learn(const Sums& whole) {
-    V light = all(0.0f), heavy = all(0.0f);
+    V light = broadcast(0.0f), heavy = broadcast(0.0f);
     for (int64_t i = 0; i < sampled_; i += kLanes) light += load(ws_.key_w + i);
     for (int64_t i = sampled_; i < n_; i += kLanes) heavy += load(ws_.key_w + i);
     const bool by_count = int(cut_.measure) == kCount;
@@ -107,22 +99,22 @@ class Guess {
     believe(Keys::centre_of(whole), 0);
   }
 
-  // And of an interval: exact sums over it. How much the sample errs there, it errs by elsewhere too; what is left is how much it
-  // errs between that interval's edges and the one that is looked for.
+  // Takes in the exact sums over an interval. Sums up to an edge near it then start from those, and only the tokens between the two
+  // are estimated.
   void anchor(const Seen& seen) {
     const Sums& exact = seen.sums;
     anchor_low_ = (seen.interval.lo - base_) * c_, anchor_high_ = (seen.interval.hi - base_) * c_, anchored_ = true;
-    V mass = all(0.0f), moment = all(0.0f);
+    V mass = broadcast(0.0f), moment = broadcast(0.0f);
     for (int64_t i = 0; i < n_; i += kLanes) {
-      const V y = load(ws_.key_y + i), w = zero_unless(in_anchor(y), load(ws_.key_w + i));
+      const V y = load(ws_.key_y + i), w = select_or_zero(in_anchor(y), load(ws_.key_w + i));
       mass += w, moment += w * y;
     }
     off_mass_ = (int(cut_.measure) == kCount ? exact.n : exact.mass) / each_ - sum(mass);
     off_moment_ = measures_moment(cut_) ? exact.moment / each_ - sum(moment) * kLn2 : 0;
   }
 
-  // 2. Right unless the sample errs by more than so many standard deviations and, `spare` times on either side, by what one of 32
-  //    tokens would change: a few heavy tokens can hide how much it errs.
+  // 2. The edge is in the bracket unless the sample errs by more than `deviations` standard deviations. `spare` widens it on either
+  //    side by so many probes, each 1/32 of the sample: a few heavy tokens can hide how much the sample errs.
   Bracket bracket(double deviations, int spare) {
     spread_pivots();
     add_up();
@@ -131,8 +123,8 @@ class Guess {
     const double margin = deviations * error_at(middle.low == kLowest ? middle.high : middle.low);
     Cell upper, lower;
     narrow(&upper, margin), narrow(&lower, -margin);
-    double less =
-        margin;  // more than the row holds may be asked for: then with less certainty, rather than the whole rest of it
+    // The lower edge may ask for more than the row holds. Then take a smaller margin, rather than all the rest of the row.
+    double less = margin;
     while (less > margin / 32 && !reached(whole_.mass / each_, whole_.moment / each_, -less)) less /= 2;
     if (less != margin) lower = {}, narrow(&lower, -less);
     for (int round = 0; round < 2; ++round) {
@@ -151,14 +143,14 @@ class Guess {
     const float centre = base_ + centre_ / c_, more = 1.25f * float(deviations) * centre_error_;
     const float inner = (-upper.high - more) / c_, outer = (-lower.low + more) / c_;
     auto up_to = [&](float x) { return x >= base_ ? INFINITY : x; };  // `base` is the largest of all
-    return {{centre - inner, up_to(centre + inner)},
-            {centre - outer, up_to(centre + outer)}};  // the first may be empty
+    // The first may be empty.
+    return {{centre - inner, up_to(centre + inner)}, {centre - outer, up_to(centre + outer)}};
   }
 
  private:
-  static double sum(V x) { return sum_of_lanes(pairs_of(x)); }
+  static double sum(V x) { return reduce_sum(pairs_of(x)); }
 
-  M in_anchor(V y) const { return both(at_least(y, all(anchor_low_)), at_least(all(anchor_high_), y)); }
+  M in_anchor(V y) const { return both(at_least(y, broadcast(anchor_low_)), at_least(broadcast(anchor_high_), y)); }
 
   void believe(float centre, float centre_error) {
     need_ = needed(cut_, whole_);
@@ -170,7 +162,7 @@ class Guess {
     }
   }
 
-  // A key that the edge lies at or above, and one that it lies below, by what the sample says.
+  // As far as the sample says, the edge lies at or above `low` and below `high`.
   struct Cell {
     float low = kLowest, high = INFINITY;
     void spread(Cell all, float* pivots) const {
@@ -179,7 +171,7 @@ class Guess {
     }
   };
 
-  // Do sums in units of the sample, with so much more mass at the same place, reach what the cut needs?
+  // Do sums, in units of the sample, and `more` mass at the same place reach the need of the cut?
   bool reached(double mass, double moment, double more) const {
     const double y = mass > 0 ? moment / mass : 0;
     const Sums part = {int(cut_.measure) == kCount ? (mass + more) * each_ : whole_.n, (mass + more) * each_,
@@ -214,7 +206,7 @@ class Guess {
   template <bool kMoment>
   void add_up_in() {
     V mass[kPivots], moment[kPivots], pivot[kPivots];
-    for (int p = 0; p < kPivots; ++p) mass[p] = moment[p] = all(0.0f), pivot[p] = all(pivots_[p]);
+    for (int p = 0; p < kPivots; ++p) mass[p] = moment[p] = broadcast(0.0f), pivot[p] = broadcast(pivots_[p]);
     for (int64_t i = 0; i < n_; i += kLanes) {
       const V key = load(ws_.key + i), w = load(ws_.key_w + i), wy = kMoment ? w * load(ws_.key_y + i) : w;
       for (int p = 0; p < kPivots; ++p) {
@@ -229,19 +221,19 @@ class Guess {
     }
   }
 
-  // The standard deviation of the mass above an edge at `middle`, which errs by what is on either side of it; and a few tokens'
-  // worth more.
+  // The standard deviation of the estimated mass above an edge at `middle`, and the mass of two tokens more.
   double error_at(float middle) const {
-    V up = all(0.0f), up2 = all(0.0f), down = all(0.0f), down2 = all(0.0f), count = all(0.0f), between2 = all(0.0f);
+    V up = broadcast(0.0f), up2 = broadcast(0.0f), down = broadcast(0.0f), down2 = broadcast(0.0f),
+      count = broadcast(0.0f), between2 = broadcast(0.0f);
     for (int64_t i = 0; i < sampled_; i += kLanes) {
       const V w = load(ws_.key_w + i);
-      const V part = zero_unless(at_least(load(ws_.key + i), all(middle)), w), other = w - part;
+      const V part = select_or_zero(at_least(load(ws_.key + i), broadcast(middle)), w), other = w - part;
       if (anchored_) {  // what lies between the two edges
-        const V known = zero_unless(in_anchor(load(ws_.key_y + i)), w);
+        const V known = select_or_zero(in_anchor(load(ws_.key_y + i)), w);
         between2 += (part - known) * (part - known);
       }
       up += part, up2 += part * part, down += other, down2 += other * other;
-      count += zero_unless(less(all(0.0f), w), all(1.0f));
+      count += select_or_zero(less(broadcast(0.0f), w), broadcast(1.0f));
     }
     const double mass = sum(up) + sum(down), share = mass > 0 ? sum(up) / mass : 0;
     if (anchored_) return sqrt(sum(between2)) + 2 * mass / fmax(sum(count), 1.0);
@@ -251,20 +243,20 @@ class Guess {
 
   Cut cut_;
   const Workspace& ws_;
-  const int every_;        // the sample is of every so many groups, 1 or 2:
-  double each_;            // one of its tokens stands for so many,
-  const int64_t sampled_;  // and it has so many
-  const float base_, c_;
-  int64_t n_;
+  const int every_;        // one group in `every_` is sampled: 1 or 2
+  double each_;            // the number of tokens that a token of the sample stands for
+  const int64_t sampled_;  // tokens in the sample
+  const float base_, c_;   // the scale
+  int64_t n_;              // tokens in the sample and heavy ones
   bool by_logit_ = true;
-  float centre_ = 0;  // of a typicality order, by what is known
+  float centre_ = 0;  // of a typicality order, as estimated so far
   Sums whole_;
   double need_;
   float centre_error_ = 0;
   bool anchored_ = false;
-  float anchor_low_ = 0, anchor_high_ = 0;  // an interval of y,
-  double off_mass_ = 0, off_moment_ = 0;    // and what the sample lacks there, in its own units
-  Cell all_;                                // all of the sample, more or less
+  float anchor_low_ = 0, anchor_high_ = 0;  // an interval of y whose exact sums are known,
+  double off_mass_ = 0, off_moment_ = 0;    // and those less the sample's, in units of the sample
+  Cell all_;                                // about all keys of the sample
   float probes_[kProbes];                   // descending
   float pivots_[kPivots];
   double mass_[kPivots], moment_[kPivots];

@@ -1,18 +1,22 @@
-// What: a row of logits as floats, whatever it holds and wherever it lies, and its maxima.
+// What: a row of logits as vectors of floats, whatever type it holds and wherever it lies; and an interval of logits.
 // Contract: kernels see groups of 256 floats; the last group is padded. 16-bit logits are converted in registers.
-// Idea: one look at the row for the largest logit of each group, which tells later passes what they need not look at.
-// Who does what: one thread, one row. Numbers: exact. Randomness: none.
-// Cost: row_max reads at the speed of the cache. Limits: none; rows of any length, alignment and type.
+// Idea: a pass is a lambda given to Row::each, which is compiled once for each type of logits.
+// Who does what: one thread, one row. Numbers: exact. Randomness: none. Cost: that of the pass.
+// Limits: none; rows of any length, alignment and type.
+#pragma once
 
-#include "../args.h"
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "../dtype.h"
+#include "../order.h"
 #include "../philox.h"
-#include "exp2.h"
-#include "workspace.h"
+#include "simd.inl"
 
 namespace fastdecode {
 namespace FD_TARGET {
 
-constexpr double kLn2 = 0.693147180559945309417;
 constexpr int kStep =
     kLanes == 16 ? 4 : 2;  // vectors side by side; below AVX-512 there are 16 registers, and constants take half
 constexpr int kChunk =
@@ -123,99 +127,8 @@ struct Interval {
 
   float bottom() const { return lo > kLowest ? lo : kLowest; }
   bool open() const { return lo == -INFINITY && hi == INFINITY; }
-  FD_FN M has(V x, float bottom, float hi) { return both(at_least(x, all(bottom)), at_least(all(hi), x)); }
+  FD_FN M has(V x, float bottom, float hi) { return both(at_least(x, broadcast(bottom)), at_least(broadcast(hi), x)); }
 };
-
-struct Extent {
-  float max;
-  bool special;             // some logit may be a NaN or infinite
-  float least = -INFINITY;  // no logit is smaller; -INFINITY where nobody looked
-};
-
-// The largest logit of the row and of each group. Without their signs, in integers, NaN and infinities come last: the
-// largest of those tells of specials, and bounds the smallest logit, at the price of half an addition.
-static Extent row_max_of_floats(const Row& row, float* group_max) {
-  auto larger = [](U a, U b) FD_INLINE { return a > b ? a : b; };
-  auto twice = [](V x) FD_INLINE { return U(x) + U(x); };  // the sign falls out
-  U farthest{};
-  V maximum = all(-INFINITY);
-  const float pad = row.at((row.limit - 1) / kGroupSize * kGroupSize);  // one of the last group's own
-  row.each(pad, [&](int64_t g, auto x) FD_INLINE {
-    V m0 = held(x[0]), m1 = held(x[kLanes]), m2 = held(x[2 * kLanes]), m3 = held(x[3 * kLanes]);
-    U f0 = twice(m0), f1 = twice(m1), f2 = twice(m2), f3 = twice(m3);
-#pragma GCC unroll kUnroll
-    for (int i = 4 * kLanes; i < kGroupSize; i += 4 * kLanes) {
-      const V x0 = held(x[i]), x1 = held(x[i + kLanes]);
-      const V x2 = held(x[i + 2 * kLanes]), x3 = held(x[i + 3 * kLanes]);
-      m0 = max_of(m0, x0), m1 = max_of(m1, x1), m2 = max_of(m2, x2), m3 = max_of(m3, x3);
-      f0 = larger(f0, twice(x0)), f1 = larger(f1, twice(x1)), f2 = larger(f2, twice(x2)), f3 = larger(f3, twice(x3));
-    }
-    farthest = larger(farthest, larger(larger(f0, f1), larger(f2, f3)));
-    const V m = max_of(max_of(m0, m1), max_of(m2, m3));
-    group_max[g] = largest_lane(m);
-    maximum = max_of(maximum, m);
-  });
-  uint32_t bits = 0;
-  for (int lane = 0; lane < kLanes; ++lane) bits = farthest[lane] > bits ? farthest[lane] : bits;
-  const bool special = bits >= 0xff000000u;
-  return {largest_lane(maximum), special, special ? -INFINITY : -float_of_bits(bits >> 1)};
-}
-
-// 16-bit logits as integers, twice as many to a vector and nothing to convert. Signed, they are in order from 0 up, and negative
-// ones below; unsigned, negative ones come last and in the reverse order.
-static Extent row_max_of_halves(const Row& row, float* group_max) {
-  const uint16_t* h = static_cast<const uint16_t*>(row.base);
-  const int16_t infinity = row.dtype == kFloat16 ? 0x7c00 : 0x7f80;
-  auto larger = [](auto a, auto b) FD_INLINE { return a > b ? a : b; };
-  auto smaller = [](auto a, auto b) FD_INLINE { return a < b ? a : b; };
-  auto value_of = [&](uint16_t half) FD_INLINE { return from_half(half, row.dtype); };
-  H highest = H{} - 0x7fff - 1;
-  UH first = ~UH{}, last = UH{};
-  for (int64_t g = 0; g < row.groups(); ++g, h += kGroupSize) {
-    uint16_t buffer[kGroupSize];
-    const int64_t left = row.limit - g * kGroupSize;
-    const uint16_t* from = h;
-    if (left < kGroupSize) {
-      for (int i = 0; i < kGroupSize; ++i) buffer[i] = h[i < left ? i : 0];
-      from = buffer;
-    }
-    H high[2] = {load_halves(from), load_halves(from + 2 * kLanes)};
-    UH low[2] = {UH(high[0]), UH(high[1])}, top[2] = {low[0], low[1]};
-    for (int i = 4 * kLanes; i < kGroupSize; i += 4 * kLanes)
-      for (int k = 0; k < 2; ++k) {
-        const H x = load_halves(from + i + 2 * k * kLanes);
-        high[k] = larger(high[k], x), low[k] = smaller(low[k], UH(x)), top[k] = larger(top[k], UH(x));
-      }
-    const H most = larger(high[0], high[1]);
-    const UH least = smaller(low[0], low[1]);
-    highest = larger(highest, most), first = smaller(first, least), last = larger(last, larger(top[0], top[1]));
-    const int16_t above = largest_lane(most);
-    group_max[g] =
-        value_of(above < 0 ? smallest_lane(least) : uint16_t(above));  // only negative ones: the first of them
-  }
-  const int16_t above = largest_lane(highest);
-  const uint16_t nearest = smallest_lane(first), farthest = largest_lane(last);  // to zero, of those on one side of it
-  return {value_of(above < 0 ? nearest : uint16_t(above)), above >= infinity || farthest >= (0x8000 | infinity),
-          value_of(farthest < 0x8000 ? nearest : farthest)};
-}
-
-static Extent row_max(const Row& row, float* group_max) {
-  store(group_max + row.groups(), all(-INFINITY));  // for those who look at whole vectors of them
-  return row.dtype == kFloat32 ? row_max_of_floats(row, group_max) : row_max_of_halves(row, group_max);
-}
-
-struct Specials {
-  int64_t nan = 0, inf = 0, minus_inf = 0;
-};
-
-static Specials count_specials(const Row& row) {
-  Specials found;
-  for (int64_t i = 0; i < row.limit; ++i) {
-    const float x = row.at(i);
-    found.nan += x != x, found.inf += x == INFINITY, found.minus_inf += x == -INFINITY;
-  }
-  return found;
-}
 
 }  // namespace FD_TARGET
 }  // namespace fastdecode

@@ -1,17 +1,67 @@
 // What: the edge of a prefix among n tokens given by arrays of key, w = exp(d) and y = d / ln 2: the key of the last group of
 //   tied tokens that a walk by descending key keeps, and the sums up to it.
-// Contract: finite keys in any order, -inf and finite w behind the last one; the arrays given are read only, the work is done in
-//   the workspace's key, key_w, key_y. Equal keys stay or go together.
+// Contract: finite keys in any order; behind the last one, kLanes keys of -inf with finite w. The arrays given are only read; the work is
+//   done in the workspace's key, key_w, key_y. Equal keys stay or go together.
 // Idea: 1. a few probes give pivots, about as many tokens between each two; 2. add up the tokens at or above each; the measure is
-//   monotone, so the sums tell for certain which two the walk stops between; 3. keep that part only, and go on; 4. at
+//   monotone, so the sums say for certain which two the walk stops between; 3. keep that part only, and go on; 4. at
 //   24 tokens or fewer, sort and walk one group of ties after the other.
 // Who does what: one thread. Numbers: sums in float over 16 vectors, in double across. Randomness: none.
-// Cost: two looks at each token and a little more, a vector at a time. Limits: none; every round parts off a key.
+// Cost: little more than two reads of each token, a vector at a time. Limits: none; every round removes a key.
+#pragma once
 
-#include "kernels.inl"
+#include <math.h>
+#include <stdint.h>
+
+#include "../cut.h"
+#include "../order.h"
+#include "exp2.inl"
+#include "row.inl"
+#include "simd.inl"
+#include "workspace.h"
 
 namespace fastdecode {
 namespace FD_TARGET {
+
+// What tokens are ordered by: their logit, or how near they are to the centre of a typicality order.
+struct Keys {
+  bool by_logit = true;
+  Scale scale;
+  float centre = 0;  // the mean of y under p
+
+  // Not from y, which ends at kLeastExponent: far tokens would be tied.
+  inline __attribute__((always_inline)) V of(V x) const {
+    if (by_logit) return x;
+    const V distance = (x - scale.base) * scale.c - centre;
+    return max_of(-max_of(distance, -distance), broadcast(kLowest));
+  }
+  FD_FN float centre_of(const Sums& whole) { return float(whole.moment / whole.mass / kLn2); }
+};
+
+// `whole`: the sums over the survivors.
+FD_FN Keys keys_of(const Cut& cut, const Sums& whole, Scale s) {
+  if (int(cut.order) == kByLogit) return {true, s, 0};
+  return {false, s, Keys::centre_of(whole)};
+}
+
+// All logits whose keys are at least `edge`; an empty interval if that is hard to say.
+static Interval logits_of(const Keys& keys, float edge) {
+  if (keys.by_logit) return {edge, INFINITY};
+  auto inside = [&](float x) { return keys.of(broadcast(x))[0] >= edge; };
+  const float base = keys.scale.base, centre = base + keys.centre / keys.scale.c;
+  if (!inside(centre)) return {INFINITY, -INFINITY};
+  // Keys rise up to the centre and fall behind it: bisect over the floats, in their order as integers.
+  auto last_from = [&](float from, float to) {  // the last float inside on the way
+    if (inside(to)) return to;
+    int64_t in = int64_t(key_of(from)), out = int64_t(key_of(to));
+    while (in - out > 1 || out - in > 1) {
+      const int64_t middle = in + (out - in) / 2;
+      (inside(float_of_key(uint32_t(middle))) ? in : out) = middle;
+    }
+    return float_of_key(uint32_t(in));
+  };
+  const float top = last_from(centre, base);
+  return {last_from(centre, kLowest), top == base ? INFINITY : top};  // the base is the largest of all
+}
 
 struct Tokens {
   const float *key, *w, *y;
@@ -39,7 +89,7 @@ static void sums_above(const Tokens& tokens, int64_t n, const float* pivots, Sum
   D masses[N]{}, moments[N]{};
   I counts[N]{};
   V pivot[N];
-  for (int p = 0; p < N; ++p) pivot[p] = all(pivots[p]);
+  for (int p = 0; p < N; ++p) pivot[p] = broadcast(pivots[p]);
   for (int64_t first = 0; first < n; first += 16 * kLanes) {
     const int64_t end = first + 16 * kLanes < n ? first + 16 * kLanes : n;
     V mass[N]{}, moment[N]{};
@@ -57,8 +107,8 @@ static void sums_above(const Tokens& tokens, int64_t n, const float* pivots, Sum
     for (int p = 0; kMoment && p < N; ++p) moments[p] += pairs_of(moment[p]);
   }
   for (int p = 0; p < N; ++p) {
-    const double moment = kMoment ? sum_of_lanes(moments[p]) * kLn2 : double(NAN);
-    above[p] = {double(sum_of_lanes(counts[p])), sum_of_lanes(masses[p]), moment};
+    const double moment = kMoment ? reduce_sum(moments[p]) * kLn2 : double(NAN);
+    above[p] = {double(reduce_sum(counts[p])), reduce_sum(masses[p]), moment};
   }
 }
 
@@ -71,29 +121,29 @@ struct Range {
 template <bool kMoment>
 static Range keep_keys(const Tokens& tokens, const Workspace& ws, int64_t n, float from, float below) {
   int64_t kept = 0;
-  V high = all(-INFINITY), minus_low = all(-INFINITY);
+  V high = broadcast(-INFINITY), minus_low = broadcast(-INFINITY);
   for (int64_t i = 0; i < n; i += kLanes) {  // what is written lies at or before what was read
     const V key = load(tokens.key + i), w = load(tokens.w + i), y = kMoment ? load(tokens.y + i) : w;
-    const M in = both(at_least(key, all(from)), less(key, all(below)));
-    const uint32_t bits = bits_of(in);  // no branch on none: in keys that are new it would be guessed wrong
-    pack(key, bits, ws.key + kept), pack(w, bits, ws.key_w + kept);
-    if (kMoment) pack(y, bits, ws.key_y + kept);
+    const M in = both(at_least(key, broadcast(from)), less(key, broadcast(below)));
+    const uint32_t bits = bits_of(in);  // no branch on none: on new keys it would be mispredicted
+    compress_store(key, bits, ws.key + kept), compress_store(w, bits, ws.key_w + kept);
+    if (kMoment) compress_store(y, bits, ws.key_y + kept);
     kept += __builtin_popcount(bits);
-    high = max_of(high, choose(in, key, all(-INFINITY)));
-    minus_low = max_of(minus_low, choose(in, -key, all(-INFINITY)));
+    high = max_of(high, select(in, key, broadcast(-INFINITY)));
+    minus_low = max_of(minus_low, select(in, -key, broadcast(-INFINITY)));
   }
   for (int64_t i = kept; i < kept + kLanes; ++i) ws.key[i] = -INFINITY, ws.key_w[i] = ws.key_y[i] = 0;
-  return {kept, -largest_lane(minus_low), largest_lane(high)};
+  return {kept, -reduce_max(minus_low), reduce_max(high)};
 }
 
 // The lowest key at or above `bound`; INFINITY if there is none.
 static float lowest_from(const Tokens& tokens, int64_t n, float bound) {
-  V minus_lowest = all(-INFINITY);
+  V minus_lowest = broadcast(-INFINITY);
   for (int64_t i = 0; i < n; i += kLanes) {
     const V key = load(tokens.key + i);
-    minus_lowest = max_of(minus_lowest, choose(at_least(key, all(bound)), -key, all(-INFINITY)));
+    minus_lowest = max_of(minus_lowest, select(at_least(key, broadcast(bound)), -key, broadcast(-INFINITY)));
   }
-  return -largest_lane(minus_lowest);
+  return -reduce_max(minus_lowest);
 }
 
 // 4. `so_far` are the sums over all tokens with larger keys. Edge::key is a NaN where the edge lies among those.
@@ -120,21 +170,21 @@ static Edge walk(const Cut& cut, const Sums& whole, double need, const Workspace
   return edge;
 }
 
-constexpr int kAround = 4;  // pivots, where the place of the edge is known roughly
+constexpr int kAround = 4;  // pivots, if the place of the edge is roughly known
 
-// 1. A few keys that stand for all, descending: each goes to the place that is the number of those before it. Sorting by comparing and
-// moving is guessed wrong at every other step.
+// 1. A few keys that stand for all, descending: the place of each is the number of those before it. A sort by comparing and moving
+// mispredicts about every other branch.
 static void probe(const float* key, int64_t n, float* probes) {
   V taken[kProbes / kLanes], count[kProbes / kLanes];
   float unsorted[kProbes], places[kProbes];
   for (int i = 0; i < kProbes; ++i) unsorted[i] = key[(2 * i + 1) * n / (2 * kProbes)];
-  for (int v = 0; v < kProbes / kLanes; ++v) taken[v] = load(unsorted + v * kLanes), count[v] = all(0.0f);
+  for (int v = 0; v < kProbes / kLanes; ++v) taken[v] = load(unsorted + v * kLanes), count[v] = broadcast(0.0f);
   for (int i = 0; i < kProbes; ++i)
     for (int v = 0; v < kProbes / kLanes; ++v) {
-      const V other = all(unsorted[i]);
-      const M later = less(all(float(i - v * kLanes)), count_up());
+      const V other = broadcast(unsorted[i]);
+      const M later = less(broadcast(float(i - v * kLanes)), iota());
       const M before = either(less(taken[v], other), both(later, at_least(other, taken[v])));
-      count[v] = add_where(before, count[v], all(1.0f));
+      count[v] = add_where(before, count[v], broadcast(1.0f));
     }
   for (int v = 0; v < kProbes / kLanes; ++v) store(places + v * kLanes, count[v]);
   for (int i = 0; i < kProbes; ++i) probes[int(places[i])] = unsorted[i];
@@ -146,7 +196,7 @@ static int spread_pivots(const float* probes, float* pivots) {
   return kPivots;
 }
 
-// Fewer of them, near where a share of the tokens lies above. The places that probes stand for err by 3 or less, mostly.
+// Fewer of them, near the probe that has `share` of the tokens above it. Most probes are within 3 places of the quantile they stand for.
 static int pivots_around(double share, const float* probes, float* pivots) {
   constexpr int kOff[kAround] = {-4, -1, 1, 4};
   const int middle = int(share * kProbes);
@@ -157,8 +207,8 @@ static int pivots_around(double share, const float* probes, float* pivots) {
   return kAround;
 }
 
-// `whole` are the sums over all survivors, which may be more tokens than these n; `before` those over tokens with larger keys;
-// `share`, of these tokens, lies above the edge, as far as the caller can tell; a NaN where it cannot.
+// `whole`: the sums over all survivors, which may be more tokens than these n. `before`: the sums over tokens with larger keys.
+// `share`: the part of these tokens that lies above the edge, as far as the caller can tell; a NaN if it cannot.
 template <bool kMoment>
 static Edge search_for(const Cut& cut, const Sums& whole, const Workspace& ws, Tokens tokens, int64_t n, Sums before,
                        double share) {
@@ -194,7 +244,7 @@ static Edge search_for(const Cut& cut, const Sums& whole, const Workspace& ws, T
   if (n <= kFew) {
     if (tokens.key != ws.key || tokens.w != ws.key_w) keep(kLowest, INFINITY);
     Edge edge = walk(cut, whole, need, ws, n, before);
-    edge.stopped |= inside;  // rounding may have hidden the stop: then it is at the end of these tokens
+    edge.stopped |= inside;  // if rounding hid the stop, it is at the end of these tokens
     if (edge.key != edge.key) edge.key = lowest_gone();
     return edge;
   }
@@ -212,6 +262,16 @@ static Edge search(const Cut& cut, const Sums& whole, const Workspace& ws, Token
   Edge edge = search_for<false>(cut, whole, ws, tokens, n, before, share);
   edge.kept.moment = NAN;
   return edge;
+}
+
+// The same, among the first n gathered tokens, whose logits, y and w are in the workspace at the scale of the keys.
+static Edge search_gathered(const Cut& cut, const Sums& whole, const Workspace& ws, Keys keys, int64_t n,
+                            Sums before = {}, double share = NAN) {
+  for (int64_t i = n; i < n + kLanes; ++i) ws.x[i] = -INFINITY, ws.w[i] = 0;
+  if (keys.by_logit) return search(cut, whole, ws, {ws.x, ws.w, ws.y}, n, before, share);
+  for (int64_t i = 0; i < n; i += kLanes) store(ws.key + i, keys.of(load(ws.x + i)));
+  for (int64_t i = n; i < n + kLanes; ++i) ws.key[i] = -INFINITY;
+  return search(cut, whole, ws, {ws.key, ws.w, ws.y}, n, before, share);
 }
 
 }  // namespace FD_TARGET

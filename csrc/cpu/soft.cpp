@@ -1,12 +1,19 @@
 // Soft tokens and their embeddings on a CPU: a team is one thread; rows, and columns of embeddings, go over the engine's threads.
-#include "../soft.h"
+#include "soft.h"
+
+#include <stdint.h>
 
 #include <algorithm>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
+#include "../args.h"
+#include "../dtype.h"
+#include "../mixture.h"
 #include "engine.h"
-#include "workspace.h"
+#include "target.h"
+#include "threads.h"
 
 namespace fastdecode {
 namespace {
@@ -36,10 +43,10 @@ void soften_one(const void* opaque, int64_t r) {
   soften_row(args, r, room.data(), Alone{});
 }
 
-// Threads that are worth waking for so many nanoseconds of work.
+// The threads that are worth waking for this many nanoseconds of work.
 int helped(int threads, double nanoseconds) { return nanoseconds < 30e3 ? 1 : threads; }
 
-constexpr int64_t kColumns = 1024;  // of a row, for one thread
+constexpr int64_t kColumns = 1024;  // of an embedding, for one thread
 
 struct Embedding {
   const EmbedArgs* args;

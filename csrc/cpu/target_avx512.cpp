@@ -1,14 +1,7 @@
 // The row engine for one instruction set: this file is compiled with its flags, see setup.py.
 #define FD_TARGET target_avx512
-#include "embed.inl"
 #include "target.inl"
 
 namespace fastdecode {
-const Target kAvx512Target{"avx512",
-                           FD_TARGET::truncate_row,
-                           FD_TARGET::sample_row,
-                           FD_TARGET::exponential_for,
-                           FD_TARGET::read_once,
-                           FD_TARGET::exp_pass,
-                           FD_TARGET::embed_columns};
+const Target kAvx512Target = FD_TARGET::target_named("avx512");
 }  // namespace fastdecode

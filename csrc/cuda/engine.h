@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "../args.h"
-#include "../soft.h"
 
 namespace fastdecode {
 namespace cuda {

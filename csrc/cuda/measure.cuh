@@ -202,8 +202,8 @@ struct Spread {
 FD_CALLED Spread pass_of_spread(Team& team, float c, bool of_masses) {
   const Slice slice = row().slice;
   const Table table = memory().table;
-  const float hi = row().hi, top = row().top, masked = masked_at(slice.dtype);
-  const float bottom = top > masked ? fmaxf(row().bottom(), nextafterf(masked, 0)) : row().bottom();
+  const float hi = row().hi, top = row().top;
+  const float bottom = bottom_unmasked(row().bottom(), top, slice.dtype);
   int64_t v[1] = {0};
   team.await_table();
   for (int g = slice.first + warp(); g < slice.end; g += warps()) {

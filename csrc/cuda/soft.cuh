@@ -1,13 +1,14 @@
-// What: a row of soft tokens by a warp; and the columns of a row's embedding by a block. The arithmetic is that of csrc/soft.h.
-// Contract: soft.h, with addresses of the device. An id that has no row in the table makes its row NaN: nobody waits for a GPU here.
+// What: a row of soft tokens by a warp; and the columns of a row's embedding by a block. The arithmetic is that of csrc/mixture.h.
+// Contract: mixture.h, with addresses of the device. An id that has no row in the table makes its row NaN: nobody waits for a GPU here.
 // Idea: 1. lanes own candidates, and leave what others need in shared memory; 2. a candidate's place is the number of those before
 //   it; 3. neighbouring threads own neighbouring columns.
 // Who does what: block i of the grid has row i (embeddings: kColumns columns of it). Shared memory: 3 doubles a candidate.
-// Numbers: sums over a warp by shuffles, in an order that the launch does not change. Randomness: soft.h.
+// Numbers: sums over a warp by shuffles, in an order that the launch does not change. Randomness: mixture.h.
 // Cost: one launch, nothing waits. Limits: kMostCandidates; whoever calls keeps to it, and test_soft.py goes there.
 #pragma once
 
-#include "../soft.h"
+#include "../args.h"
+#include "../mixture.h"
 #include "engine.h"
 #include "team.cuh"
 

@@ -9,14 +9,13 @@
 // Cost: one block barrier, or one block and one cluster barrier. Limits: 16 blocks, 1024 threads, 8 numbers a call.
 #pragma once
 
+#include "../order.h"
 #include "platform.cuh"
 
 namespace fastdecode {
 namespace cuda {
 
 constexpr int kLanes = 32, kMaxWarps = 32, kMaxRanks = 16, kSlots = 8;
-constexpr double kLn2 = 0.693147180559945309417;
-constexpr float kLowest = -3.402823466e38f;  // the smallest finite logit: -inf never survives
 constexpr int kMaxGroups = 4096;
 constexpr int64_t kMaxVocab = int64_t(kMaxGroups) * kGroupSize;
 
@@ -140,14 +139,6 @@ struct Team {
 };
 
 // ---- numbers
-
-// Logits as unsigned numbers in the same order; equal floats, 0 and -0 among them, are the same number. 0 is no logit's.
-FD_DEVICE uint32_t key_of(float x) {
-  const uint32_t bits = bits_of_float(x + 0.0f);
-  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-}
-
-FD_DEVICE float float_of_key(uint32_t key) { return float_of_bits(key & 0x80000000u ? key & 0x7fffffffu : ~key); }
 
 FD_DEVICE float sum_of_8(const float (&v)[8]) {
   return ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));

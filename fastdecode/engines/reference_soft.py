@@ -1,5 +1,5 @@
 """The meaning of soft tokens, in float64 torch on any device, differentiable: candidates and noise to weights, and how likely they
-are. What an engine fuses into one kernel (csrc/soft.h, soft.py) stands here one operation after the other.
+are. What an engine fuses into one kernel (csrc/mixture.h, soft.py) stands here one operation after the other.
 """
 
 from __future__ import annotations

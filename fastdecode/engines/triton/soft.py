@@ -1,8 +1,8 @@
-"""The Triton engine's soft tokens: the twin of csrc/soft.h. See launch.py.
+"""The Triton engine's soft tokens: the twin of csrc/mixture.h. See launch.py.
 
 What      `soften_kernel`: weights, ln pi, noise and density of a few candidates, the largest weight first. `embed_kernel`: the weighted
           sum of rows of an embedding table.
-Contract  csrc/soft.h. An id that has no row in the table makes its row NaN: nobody waits for a GPU.
+Contract  csrc/mixture.h. An id that has no row in the table makes its row NaN: nobody waits for a GPU.
 Idea      all candidates of a row at once; a candidate's place is the number of those before it, counted one after the other.
 Who       one program a row; embeddings: one for some columns of a row.
 Numbers   float64 to the end; embeddings are float32 sums, rounded once; of one token, a copy.

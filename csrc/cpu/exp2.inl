@@ -1,53 +1,66 @@
-// What: powers of 2 of many logits, the innermost loop of every rule that needs a sum over the row.
-// Contract: exponents from -100 to 0, to 2 parts in 10^7; what lies below is cut off at -100, so that -inf needs no care.
+// What: powers of 2 of many logits, the innermost loop of every cut that needs a sum over the row.
+// Contract: exponents from -100 to 0, to 2 parts in 10^7; lower ones are raised to -100, so that -inf needs no care.
 // Idea: with fused multiply-adds nothing is subtracted from a logit. x c = whole + j / kParts + r, and r comes out exactly, however
-//   large x c is. What base c is beyond a whole number of parts goes into the table of the roots 2^(j / kParts).
-// Who does what: one thread, K vectors side by side: one alone is a chain of dependent instructions that leaves a core
+//   large x c is. The fraction of a part in base c goes into the table of the roots 2^(j / kParts).
+// Who does what: one thread, K vectors side by side: one alone is a chain of dependent instructions, which leaves a core
 //   idle half of the time. Numbers: float. Randomness: none.
 // Cost: 11 operations a vector with AVX2, 10 with AVX-512, 12 without. Limits: none; where x c is large beside 2^23, x - base is
 //   taken first (kFar).
 #pragma once
 
-#include "simd.h"
+#include <math.h>
+#include <stdint.h>
+
+#include <type_traits>
+
+#include "../order.h"
+#include "simd.inl"
 
 namespace fastdecode {
 namespace FD_TARGET {
 
-// Exponents of 2 end here: 2^-100 is nothing beside a sum that holds a 1, and -inf comes to it too. Not lower: a product of it
-// and the rest that it is multiplied with would be denormal, and take three times as long.
+// Exponents of 2 end here: 2^-100 cannot change a sum that is at least 1, and -inf has this exponent too. Not lower: its product with
+// the fraction that it is multiplied by would be denormal, and denormals take three times as long.
 constexpr float kLeastExponent = -100.0f;
 
-// A group with no exponent above this counts for nothing: 262144 tokens of 2^-50 are 2 parts in 10^10 of a sum that holds a 1.
+// A group with no exponent above this is not added up: 262144 tokens of 2^-50 are 2 parts in 10^10 of a sum that is at least 1.
 constexpr float kFarExponent = -50.0f;
 
-// A group with no exponent above this one counts for little of any sum of w (x - base): to sum up w x for it, and to take off base times
-// the sum of w afterwards, loses 5 bits of a small part, where no |x c| is large (Weights::plain).
+// A group with no exponent above this is a small part of any sum of w (x - base). There w x may be summed up, and base times the sum
+// of w taken off afterwards: that loses 5 bits of a small part, if no |x c| is large (Weights::plain).
 constexpr float kPlainExponent = -4.0f, kPlainLargest = 100.0f;
 
-constexpr float kLowest = -3.402823466e38f;  // the smallest finite logit: -inf never survives
+// Sums are taken at a scale: of powers 2^y with y = (x - base) * c, c = 1 / (T ln 2). c = 0: no scale yet.
+struct Scale {
+  float c = 0, base = 0;
+  bool operator==(const Scale& other) const { return c == other.c && base == other.base; }
+  bool operator!=(const Scale& other) const { return !(*this == other); }
+};
 
-// Where x - base is cut off, so that its exponent at scale c is.
+FD_FN float scale_of(double temperature) { return float(1.0 / (temperature * kLn2)); }
+
+// The least x - base at scale c: it has the least exponent.
 FD_FN float least_drop(float c, float exponent = kLeastExponent) { return fmaxf(exponent / c, kLowest); }
 
 // 2^(x c), or 2^((x - base) c).
 class Exp2 {
  public:
 #if defined(__AVX2__)
-  explicit Exp2(V c) : c_(c), magic_(all(kMagic)) { place_roots(1.0f); }
-  Exp2(float base, float c) : c_(all(c)) {
+  explicit Exp2(V c) : c_(c), magic_(broadcast(kMagic)) { place_roots(1.0f); }
+  Exp2(float base, float c) : c_(broadcast(c)) {
     const float shift = rintf(base * c * kParts) / kParts;
-    magic_ = all(kMagic - shift);
+    magic_ = broadcast(kMagic - shift);
     place_roots(float(exp2(double(shift) - double(base) * double(c))));
   }
 
   template <int K>
   inline __attribute__((always_inline)) void of(const V* x, V* w) const {
     V t[K], r[K], root[K], p[K];
-    // Adding `magic_` rounds to a whole number of parts, left in the low bits: the lowest of them choose the root, and all, moved
-    // to the exponent, add what is whole.
-    for (int k = 0; k < K; ++k) t[k] = fused(x[k], c_, magic_);
+    // Adding `magic_` rounds to a whole number of parts, left in the low bits. The lowest bits choose the root; all of them, moved to
+    // the exponent, add the whole part.
+    for (int k = 0; k < K; ++k) t[k] = mul_add(x[k], c_, magic_);
     for (int k = 0; k < K; ++k) root[k] = chosen_by(t[k]);
-    for (int k = 0; k < K; ++k) r[k] = fused(x[k], c_, magic_ - t[k]);
+    for (int k = 0; k < K; ++k) r[k] = mul_add(x[k], c_, magic_ - t[k]);
     for (int k = 0; k < K; ++k) root[k] = V(U(root[k]) + (U(t[k]) << kToExponent));
     if (kParts == 32)  // minimax fits of (2^r - 1) / r
       for (int k = 0; k < K; ++k) p[k] = r[k] * 0.24022651f + 0.69315734f;
@@ -62,7 +75,7 @@ class Exp2 {
   static constexpr float kMagic = 12582912.0f / kParts;  // 1.5 * 2^23 / kParts
   V c_, magic_, roots_[kParts / kLanes];
 
-  // Less what the number of the part adds to the mantissa on its way to the exponent.
+  // The number of a part, moved to the exponent, adds to the mantissa too: the roots in the table are less by that.
   inline __attribute__((always_inline)) void place_roots(float factor) {
 #if defined(__AVX512F__)
     alignas(64) static constexpr float kRoots[kParts] = {
@@ -75,7 +88,7 @@ class Exp2 {
                                                          1.4142135f, 1.5422108f, 1.6817929f, 1.8340081f};
 #endif
     for (int j = 0; j < kParts / kLanes; ++j)
-      roots_[j] = V(U(load(kRoots + j * kLanes) * factor) - (U(count_from(j * kLanes)) << kToExponent));
+      roots_[j] = V(U(load(kRoots + j * kLanes) * factor) - (U(iota_from(j * kLanes)) << kToExponent));
   }
 
   inline __attribute__((always_inline)) V chosen_by(V t) const {
@@ -86,13 +99,13 @@ class Exp2 {
 #endif
   }
 #else
-  explicit Exp2(V c) : c_(c), base_(all(0.0f)) {}
-  Exp2(float base, float c) : c_(all(c)), base_(all(base)) {}
+  explicit Exp2(V c) : c_(c), base_(broadcast(0.0f)) {}
+  Exp2(float base, float c) : c_(broadcast(c)), base_(broadcast(base)) {}
 
   template <int K>
   inline __attribute__((always_inline)) void of(const V* x, V* w) const {
-    V y[K], t[K], f[K], p[K];          // y = n + f, n whole, f in [-0.5, 0.5]
-    const V magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number, left in the low bits
+    V y[K], t[K], f[K], p[K];                // y = n + f, n whole, f in [-0.5, 0.5]
+    const V magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number, left in the low bits
     for (int k = 0; k < K; ++k) y[k] = (x[k] - base_) * c_;
     for (int k = 0; k < K; ++k) t[k] = y[k] + magic;
     for (int k = 0; k < K; ++k) f[k] = y[k] - (t[k] - magic);
@@ -109,21 +122,22 @@ class Exp2 {
 #endif
 };
 
-// What the logits of a pass over a row ask for. Where few are looked at, kFar will do for all.
+// What a pass must do for logits that lie far below the base. For few tokens kFar is always good enough.
 enum Reach {
   kNear,       // nothing: no exponent lies below kLeastExponent
-  kVanishing,  // those below it are cut off
-  kFar,        // and x - base is taken first
+  kVanishing,  // raise lower exponents to it
+  kFar,        // that, and take x - base first
 };
 
-// `least`: no logit is smaller. Beyond 2^16, the shift of Exp2 would be rounded, and so would the place to cut off at. That place must
+// `least`: no logit is smaller. Beyond 2^16, the shift of Exp2 would be rounded, and the least x too. The least x must
 // be a finite logit: in a hot row of logits near the lowest, -inf would weigh as much as they do.
-FD_FN Reach reach_of(float base, float least, float c) {
+FD_FN Reach reach_of(Scale s, float least) {
+  const float base = s.base, c = s.c;
   if (!(fabsf(base * c) < 65536.0f) || !(base + kLeastExponent / c > kLowest)) return kFar;
   return (base - least) * c <= -kLeastExponent ? kNear : kVanishing;
 }
 
-// Calls with a type whose `value` is that.
+// Calls pass() with a type whose `value` is that Reach.
 template <class Pass>
 FD_FN auto by_reach(Reach reach, Pass pass) {
   if (reach == kNear) return pass(std::integral_constant<int, kNear>());
@@ -135,12 +149,12 @@ FD_FN auto by_reach(Reach reach, Pass pass) {
 template <int kReach>
 class Weights {
  public:
-  Weights(float base, float c)
-      : exp2_(kReach == kFar ? Exp2(all(c)) : Exp2(base, c)),
-        base_(all(base)),
-        least_(all(kReach == kFar ? least_drop(c) : fmaxf(base + least_drop(c), kLowest))) {}
+  explicit Weights(Scale s)
+      : exp2_(kReach == kFar ? Exp2(broadcast(s.c)) : Exp2(s.base, s.c)),
+        base_(broadcast(s.base)),
+        least_(broadcast(kReach == kFar ? least_drop(s.c) : fmaxf(s.base + least_drop(s.c), kLowest))) {}
 
-  // And the logits cut off likewise, x or x - base: `drop` knows which. kCut: some x may be -inf.
+  // And in `cut` what they are powers of, raised to the least: x or x - base; drop(cut) is x - base. kCut: some x may be -inf.
   template <int K, bool kCut>
   inline __attribute__((always_inline)) void of(const V* x, V* cut, V* w) const {
     for (int k = 0; k < K; ++k) {
@@ -152,7 +166,7 @@ class Weights {
 
   V drop(V cut) const { return kReach == kFar ? cut : cut - base_; }  // x - base
 
-  // Sums may be of w x where no logit is above this.
+  // Groups with no logit above this may sum up w x, see kPlainExponent.
   float plain(float c) const {
     const float base = base_[0];
     return kReach != kFar && fabsf(base * c) <= kPlainLargest ? base + kPlainExponent / c : -INFINITY;
@@ -164,7 +178,7 @@ class Weights {
     return w;
   }
 
-  // What `base` itself comes to: 1 but for rounding. Sums are divided by it, so that no probability is above 1.
+  // The weight of `base` itself: 1 but for rounding. Sums are divided by it, so that no probability is above 1.
   double one() const { return of(base_)[0]; }
 
  private:

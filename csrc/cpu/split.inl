@@ -1,46 +1,32 @@
-// What: one pass over a row that keeps many tokens: it adds up all survivors and those above a guessed edge, and gathers the few
+// What: one pass over a row that keeps many tokens. It adds up all survivors, and those above a guessed edge, and gathers the few
 //   that are near it.
-// Contract: the guess may be wrong; whoever uses it looks at the exact sums and falls back if the edge is not there. The
-//   answer never depends on the guess.
-// Idea: a guess gives two intervals of logits, of which the inner one is kept for certain and the outer one not passed.
-// Who does what: one thread. Numbers: as in kernels.inl. Randomness: none.
-// Cost: as row_sums where most groups lie below the bracket; up to twice that where they do not. No branch depends on single tokens:
-//   a row is new each time, and they would be guessed wrong. Limits: none.
+// Contract: the guess may be wrong. The caller looks at the exact sums and falls back if the edge is not there, so the answer never
+//   depends on the guess.
+// Idea: the guess is two intervals of logits: tokens in the inner one are certainly kept, the edge lies within the outer one.
+// Who does what: one thread. Numbers: as in measure.inl. Randomness: none.
+// Cost: as row_sums where most groups lie below the bracket; up to twice that where they do not. No branch depends on a single token:
+//   a row is new each time, so such branches would be mispredicted. Limits: none.
+#pragma once
 
-#include "guess.inl"
+#include <math.h>
+#include <stdint.h>
+
+#include <type_traits>
+
+#include "../cut.h"
+#include "../order.h"
+#include "exp2.inl"
+#include "row.inl"
+#include "simd.inl"
+#include "workspace.h"
 
 namespace fastdecode {
 namespace FD_TARGET {
 
-// Floats in their order, as integers, and back.
-static int64_t rank_of(float x) {
-  const int32_t bits = int32_t(bits_of_float(x));
-  return bits ^ ((bits >> 31) & 0x7fffffff);
-}
-static float float_at(int64_t rank) {
-  const int32_t bits = int32_t(rank);
-  return float_of_bits(uint32_t(bits ^ ((bits >> 31) & 0x7fffffff)));
-}
-
-// All logits whose keys are at least `edge`; nothing if it is hard to say.
-static Interval logits_of(const Keys& keys, float edge) {
-  if (keys.by_logit) return {edge, INFINITY};
-  auto inside = [&](float x) { return Keys::of(keys, all(x))[0] >= edge; };
-  const float centre = keys.base + keys.centre / keys.c;
-  if (!inside(centre)) return {INFINITY, -INFINITY};
-  // Keys rise up to the centre and fall behind it: bisection over the floats, in their order as integers.
-  auto last_from = [&](float from, float to) {  // the farthest float inside, on the way to one
-    if (inside(to)) return to;
-    int64_t in = rank_of(from), out = rank_of(to);
-    while (in - out > 1 || out - in > 1) {
-      const int64_t middle = in + (out - in) / 2;
-      (inside(float_at(middle)) ? in : out) = middle;
-    }
-    return float_at(in);
-  };
-  const float top = last_from(centre, keys.base);
-  return {last_from(centre, kLowest), top == keys.base ? INFINITY : top};  // the base is the largest of all
-}
+// The edge is guessed to lie among the logits of `wide` outside `above`; those of `above` are kept.
+struct Bracket {
+  Interval above, wide;
+};
 
 struct Split {
   Sums whole, above;
@@ -48,27 +34,29 @@ struct Split {
   int64_t between = 0;        // tokens gathered
 };
 
-// Where the tokens of a group lie; the less is known, the more there is to do.
+// Where the tokens of a group lie: from the cheapest case, where most is known, to the dearest.
 enum Place {
-  kBelow,        // the bracket, all of them
-  kOnLowerSide,  // or in its lower part, or above
-  kOnBothSides,
-  kAnywhere,  // and some may have gone
+  kBelow,        // all below the bracket
+  kOnLowerSide,  // none above the inner interval
+  kOnBothSides,  // anywhere, and all are survivors
+  kAnywhere,     // anywhere, and some may not survive
 };
 
 // Adds up the survivors, and those above the bracket also by group, and gathers the logits of those inside it: those of group
 // g from run_start[g] on. With kWhole, the moment of the survivors; with kAbove, of those above.
 template <bool kWhole, bool kAbove, int kReach>
-static Split split(const Row& row, const Workspace& ws, float base, float c, Interval interval, Bracket bracket) {
-  const Weights<kReach> weights(base, c);
+static Split split(const Row& row, const Workspace& ws, Scale s, Interval interval, Bracket bracket) {
+  const float base = s.base, c = s.c;
+  const Weights<kReach> weights(s);
   const Interval wide{fmaxf(bracket.wide.bottom(), interval.lo), fminf(bracket.wide.hi, interval.hi)};
   const Interval inner{fmaxf(bracket.above.lo, wide.lo), fminf(bracket.above.hi, wide.hi)};
-  const V low = all(wide.lo), high = all(wide.hi), inner_low = all(inner.lo), inner_high = all(inner.hi);
+  const V low = broadcast(wide.lo), high = broadcast(wide.hi), inner_low = broadcast(inner.lo),
+          inner_high = broadcast(inner.hi);
   const float bottom = interval.bottom(), plain = weights.plain(c);
   Split found;
   D masses{}, moments{}, inner_masses{}, inner_moments{};
   Count count, inner_count;
-  V highest = all(-INFINITY);
+  V highest = broadcast(-INFINITY);
   float* to = ws.x;
   row.each(-INFINITY, [&](int64_t g, auto x) FD_INLINE {
     ws.group_mass[g] = 0;
@@ -81,30 +69,30 @@ static Split split(const Row& row, const Workspace& ws, float base, float c, Int
       constexpr int kPlace = decltype(place)::value;
       constexpr bool kPlainly = decltype(plainly)::value;
       for (int chunk = 0; chunk < kGroupSize; chunk += kChunk) {
-        V mass = all(0.0f), moment = all(0.0f), mass_in = all(0.0f), moment_in = all(0.0f);
+        V mass = broadcast(0.0f), moment = broadcast(0.0f), mass_in = broadcast(0.0f), moment_in = broadcast(0.0f);
 #pragma GCC unroll kUnroll
         for (int i = chunk; i < chunk + kChunk; i += kStep * kLanes) {
           V v[kStep], cut[kStep], w[kStep];
           M inner[kStep], alive[kStep], near[kStep];
-          for (int k = 0; k < kStep; ++k) v[k] = held(x[i + k * kLanes]);
+          for (int k = 0; k < kStep; ++k) v[k] = in_register(x[i + k * kLanes]);
           weights.template of<kStep, x.kPadded>(v, cut, w);
           for (int k = 0; k < kStep; ++k) {
             if (kPlace == kAnywhere) {
               alive[k] = Interval::has(v[k], bottom, interval.hi);
-              w[k] = zero_unless(alive[k], w[k]);
+              w[k] = select_or_zero(alive[k], w[k]);
             }
             const V d = kPlainly ? cut[k] : weights.drop(cut[k]);
-            mass = held(mass + w[k]);  // gcc would rather have these in memory
+            mass = in_register(mass + w[k]);  // gcc keeps the sums in memory otherwise
             if (kWhole) moment += w[k] * d;
             if (kPlace == kBelow) continue;
             M in = at_least(v[k], low), in_inner = at_least(v[k], inner_low);
             if (kPlace != kOnLowerSide) {
               in = both(in, at_least(high, v[k])), in_inner = both(in_inner, at_least(inner_high, v[k]));
-              highest = max_of(highest, choose(in_inner, v[k], all(-INFINITY)));
+              highest = max_of(highest, select(in_inner, v[k], broadcast(-INFINITY)));
             }
-            mass_in = held(add_where(in_inner, mass_in, w[k]));
-            if (kAbove) moment_in += zero_unless(in_inner, w[k]) * d;
-            inner[k] = in_inner, near[k] = first_only(in, in_inner);
+            mass_in = in_register(add_where(in_inner, mass_in, w[k]));
+            if (kAbove) moment_in += select_or_zero(in_inner, w[k]) * d;
+            inner[k] = in_inner, near[k] = and_not(in, in_inner);
           }
           if (kPlace == kAnywhere) count.add<kStep>(alive);
           if (kPlace == kBelow) continue;
@@ -132,27 +120,27 @@ static Split split(const Row& row, const Workspace& ws, float base, float c, Int
       add_up(std::integral_constant<int, kOnBothSides>(), std::false_type());
     } else {
       add_up_at(std::integral_constant<int, kOnLowerSide>());
-      if (largest >= inner.lo) highest = max_of(highest, all(largest));
+      if (largest >= inner.lo) highest = max_of(highest, broadcast(largest));
     }
-    ws.group_mass[g] = sum_of_lanes(inner_mass);
+    ws.group_mass[g] = reduce_sum(inner_mass);
     inner_masses += inner_mass;
   });
   found.between = to - ws.x;
   ws.run_start[row.groups()] = int32_t(found.between);
   const double one = weights.one(), unit = double(c) * kLn2 / one;
-  found.whole = {double(count.total()), sum_of_lanes(masses) / one,
-                 kWhole ? sum_of_lanes(moments) * unit : double(NAN)};
-  found.above = {double(inner_count.total()), sum_of_lanes(inner_masses) / one,
-                 kAbove ? sum_of_lanes(inner_moments) * unit : double(NAN)};
-  found.highest = largest_lane(highest);
+  found.whole = {double(count.total()), reduce_sum(masses) / one, kWhole ? reduce_sum(moments) * unit : double(NAN)};
+  found.above = {double(inner_count.total()), reduce_sum(inner_masses) / one,
+                 kAbove ? reduce_sum(inner_moments) * unit : double(NAN)};
+  found.highest = reduce_max(highest);
   return found;
 }
 
-static Split split_for(const Cut& cut, const Row& row, const Workspace& ws, float base, float least, float c,
-                       Interval interval, Bracket bracket) {
+// `least`: no logit of the row is smaller.
+static Split split_for(const Cut& cut, const Row& row, const Workspace& ws, Scale s, float least, Interval interval,
+                       Bracket bracket) {
   auto split_by = [&](auto whole, auto above) {
-    return by_reach(reach_of(base, least, c), [&](auto reach) {
-      return split<decltype(whole)::value, decltype(above)::value, decltype(reach)::value>(row, ws, base, c, interval,
+    return by_reach(reach_of(s, least), [&](auto reach) {
+      return split<decltype(whole)::value, decltype(above)::value, decltype(reach)::value>(row, ws, s, interval,
                                                                                            bracket);
     });
   };

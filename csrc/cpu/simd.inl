@@ -1,9 +1,17 @@
-// The vector of floats that the CPU kernels are written in, for one instruction set: the including file was compiled with the
-// flags of that set, and FD_TARGET names the namespace that keeps its code apart from the others'.
+// The vector of floats that the CPU kernels are written in, for one instruction set.
+//
+// Files named .inl are compiled once for each instruction set, by target_baseline.cpp, target_avx2.cpp and target_avx512.cpp: each
+// defines FD_TARGET, the namespace that keeps its code apart from the others', and is compiled with the flags of its set. So
+// `#pragma once` admits an .inl file once for each set. A file named .h is compiled once and means the same everywhere.
 //
 // Arithmetic and comparisons are the compiler's vector extensions (gcc and clang, x86 and Arm alike); only what they
-// cannot say is spelled in intrinsics here. Nothing else in csrc/ knows an instruction set.
+// cannot say is spelled in intrinsics here. No other file in csrc/ knows an instruction set. Names are those of Google's highway.
 #pragma once
+
+#ifndef FD_TARGET
+#define FD_TARGET \
+  target_opened_alone  // by an editor, which has no target file before its eyes: see csrc/compile_flags.txt
+#endif
 
 #include <math.h>
 #include <stdint.h>
@@ -17,7 +25,7 @@
 #include <arm_neon.h>
 #endif
 
-#include "dtype.h"
+#include "../dtype.h"
 
 namespace fastdecode {
 namespace FD_TARGET {
@@ -51,10 +59,10 @@ FD_FN V load(const float* at) {
   return x;
 }
 FD_FN void store(float* at, V x) { memcpy(at, &x, sizeof x); }
-FD_FN V all(float x) { return V{} + x; }
+FD_FN V broadcast(float x) { return V{} + x; }
 
-// x, in a register: where a loaded vector has several uses, gcc would rather load it again for each, and the pass is bound by loads.
-FD_FN V held(V x) {
+// x, in a register. Where a loaded vector has several uses, gcc loads it again for each, and the pass is bound by loads.
+FD_FN V in_register(V x) {
 #if defined(__AVX512F__)
   asm("" : "+v"(x));
 #elif defined(__SSE2__)
@@ -78,16 +86,16 @@ FD_FN V max_of(V a, V b) {
 #endif
 }
 
-// The answer of a comparison in each lane: a mask register where there are such, else a vector of 0 and -1.
+// The result of a comparison in each lane: a mask register where the set has them, else a vector of 0 and -1.
 #if defined(__AVX512F__)
 typedef __mmask16 M;
 FD_FN M at_least(V a, V b) { return _mm512_cmp_ps_mask(__m512(a), __m512(b), _CMP_GE_OQ); }
 FD_FN M less(V a, V b) { return _mm512_cmp_ps_mask(__m512(a), __m512(b), _CMP_LT_OQ); }
 FD_FN M both(M a, M b) { return M(a & b); }
 FD_FN M either(M a, M b) { return M(a | b); }
-FD_FN M first_only(M a, M b) { return M(a & ~b); }
-FD_FN V choose(M mask, V yes, V no) { return V(_mm512_mask_blend_ps(mask, __m512(no), __m512(yes))); }
-FD_FN V zero_unless(M mask, V x) { return V(_mm512_maskz_mov_ps(mask, __m512(x))); }
+FD_FN M and_not(M a, M b) { return M(a & ~b); }
+FD_FN V select(M mask, V yes, V no) { return V(_mm512_mask_blend_ps(mask, __m512(no), __m512(yes))); }
+FD_FN V select_or_zero(M mask, V x) { return V(_mm512_maskz_mov_ps(mask, __m512(x))); }
 FD_FN V add_where(M mask, V to, V x) { return V(_mm512_mask_add_ps(__m512(to), mask, __m512(to), __m512(x))); }
 FD_FN I count_where(M mask, I n) {
   return I(_mm512_mask_add_epi32(__m512i(n), mask, __m512i(n), _mm512_set1_epi32(1)));
@@ -99,22 +107,22 @@ FD_FN M at_least(V a, V b) { return I(a >= b); }
 FD_FN M less(V a, V b) { return I(a < b); }
 FD_FN M both(M a, M b) { return a & b; }
 FD_FN M either(M a, M b) { return a | b; }
-FD_FN M first_only(M a, M b) {
-#if defined(__AVX2__)  // gcc would rather compare again, the other way round
+FD_FN M and_not(M a, M b) {
+#if defined(__AVX2__)  // without the intrinsic, gcc compares again with operands swapped
   return M(_mm256_andnot_ps(__m256(b), __m256(a)));
 #else
   return a & ~b;
 #endif
 }
-FD_FN V choose(M mask, V yes, V no) {
+FD_FN V select(M mask, V yes, V no) {
 #if defined(__AVX2__)
   return V(_mm256_blendv_ps(__m256(no), __m256(yes), __m256(mask)));
 #else
   return V((I(yes) & mask) | (I(no) & ~mask));
 #endif
 }
-FD_FN V zero_unless(M mask, V x) { return V(I(x) & mask); }
-FD_FN V add_where(M mask, V to, V x) { return to + zero_unless(mask, x); }
+FD_FN V select_or_zero(M mask, V x) { return V(I(x) & mask); }
+FD_FN V add_where(M mask, V to, V x) { return to + select_or_zero(mask, x); }
 FD_FN I count_where(M mask, I n) { return n - mask; }  // one more in each lane of the mask
 // One bit for each lane.
 FD_FN uint32_t bits_of(M mask) {
@@ -130,13 +138,13 @@ FD_FN uint32_t bits_of(M mask) {
 }
 #endif
 
-FD_FN float largest_lane(V x) {
+FD_FN float reduce_max(V x) {
 #if defined(__AVX512F__)
   return _mm512_reduce_max_ps(__m512(x));
 #elif defined(__AVX2__)
-  __m128 most = _mm_max_ps(_mm256_castps256_ps128(__m256(x)), _mm256_extractf128_ps(__m256(x), 1));
-  most = _mm_max_ps(most, _mm_movehl_ps(most, most));
-  return _mm_cvtss_f32(_mm_max_ss(most, _mm_movehdup_ps(most)));
+  __m128 max = _mm_max_ps(_mm256_castps256_ps128(__m256(x)), _mm256_extractf128_ps(__m256(x), 1));
+  max = _mm_max_ps(max, _mm_movehl_ps(max, max));
+  return _mm_cvtss_f32(_mm_max_ss(max, _mm_movehdup_ps(max)));
 #else
   float best = x[0];
   for (int lane = 1; lane < kLanes; ++lane) best = x[lane] > best ? x[lane] : best;
@@ -144,7 +152,7 @@ FD_FN float largest_lane(V x) {
 #endif
 }
 
-FD_FN uint16_t smallest_lane(UH x) {
+FD_FN uint16_t reduce_min(UH x) {
 #if defined(__AVX2__)
 #if defined(__AVX512F__)
   const __m256i part = _mm256_min_epu16(_mm512_castsi512_si256(__m512i(x)), _mm512_extracti64x4_epi64(__m512i(x), 1));
@@ -160,9 +168,9 @@ FD_FN uint16_t smallest_lane(UH x) {
 #endif
 }
 
-// Turned round: 0x7fff to 0, 0x8000 to 0xffff.
-FD_FN int16_t largest_lane(H x) { return int16_t(smallest_lane(UH(x) ^ 0x7fff) ^ 0x7fff); }
-FD_FN uint16_t largest_lane(UH x) { return uint16_t(~smallest_lane(~x)); }
+// By the minimum of reversed numbers: 0x7fff becomes 0, 0x8000 becomes 0xffff.
+FD_FN int16_t reduce_max(H x) { return int16_t(reduce_min(UH(x) ^ 0x7fff) ^ 0x7fff); }
+FD_FN uint16_t reduce_max(UH x) { return uint16_t(~reduce_min(~x)); }
 
 // The lanes in double, pairwise added: half as many lanes, in an order that depends on the instruction set alone.
 FD_FN D pairs_of(V x) {
@@ -175,7 +183,7 @@ FD_FN D pairs_of(V x) {
 #endif
 }
 
-FD_FN int64_t sum_of_lanes(I x) {
+FD_FN int64_t reduce_sum(I x) {
 #if defined(__AVX512F__)
   return _mm512_reduce_add_epi32(__m512i(x));
 #else
@@ -185,7 +193,7 @@ FD_FN int64_t sum_of_lanes(I x) {
 #endif
 }
 
-// How many lanes are set, of masks that come K at a time.
+// Counts the set lanes of masks that come K at a time.
 struct Count {
 #if defined(__AVX512F__)
   int64_t n = 0;
@@ -202,11 +210,11 @@ struct Count {
   inline __attribute__((always_inline)) void add(const M* masks) {
     for (int k = 0; k < K; ++k) lanes -= masks[k];
   }
-  int64_t total() const { return sum_of_lanes(lanes); }
+  int64_t total() const { return reduce_sum(lanes); }
 #endif
 };
 
-FD_FN double sum_of_lanes(D x) {
+FD_FN double reduce_sum(D x) {
 #if defined(__AVX512F__)
   return _mm512_reduce_add_pd(__m512d(x));
 #else
@@ -217,7 +225,7 @@ FD_FN double sum_of_lanes(D x) {
 }
 
 // a b + c, rounded once where there is an instruction for it.
-FD_FN V fused(V a, V b, V c) {
+FD_FN V mul_add(V a, V b, V c) {
 #if defined(__AVX512F__)
   return V(_mm512_fmadd_ps(__m512(a), __m512(b), __m512(c)));
 #elif defined(__AVX2__)
@@ -227,8 +235,8 @@ FD_FN V fused(V a, V b, V c) {
 #endif
 }
 
-// The products of the lower halves of the lanes.
-FD_FN W product_of_halves(W a, W b) {
+// The 64-bit products of the lower 32 bits of each lane.
+FD_FN W mul_even(W a, W b) {
 #if defined(__AVX512F__)
   return W(_mm512_mul_epu32(__m512i(a), __m512i(b)));
 #elif defined(__AVX2__)
@@ -240,14 +248,14 @@ FD_FN W product_of_halves(W a, W b) {
 #endif
 }
 
-FD_FN V count_up() {
+FD_FN V iota() {
   V lanes;
   for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = float(lane);
   return lanes;
 }
 
 // first, first + 1, ...
-FD_FN I count_from(int32_t first) {
+FD_FN I iota_from(int32_t first) {
   I lanes;
   for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = lane;
   return lanes + first;
@@ -266,8 +274,8 @@ struct PackedLanes {
 static constexpr PackedLanes kPackedLanes;
 #endif
 
-// Stores the lanes named in `bits`, in order, at `to`: floats or ids. Writes up to kLanes entries, whatever `bits` is.
-FD_FN void pack(V x, uint32_t bits, void* to) {
+// Stores the lanes whose bits are set, in order, at `to`: floats or ids. May write kLanes entries whatever `bits` is.
+FD_FN void compress_store(V x, uint32_t bits, void* to) {
 #if defined(__AVX512F__)
   // Compressing in a register and storing all of it: the compressing store is an order of magnitude slower on Zen 4.
   _mm512_storeu_ps(to, _mm512_maskz_compress_ps(__mmask16(bits), __m512(x)));
@@ -312,13 +320,13 @@ FD_FN V load_bf16(const uint16_t* at) {
 #endif
 }
 
-// 2 kLanes of them, those at even places and those at odd ones: an instruction less for each.
+// 2 kLanes of them, those at even places first, then those at odd ones: one instruction less for each.
 FD_FN void load_bf16_by_parity(const uint16_t* at, V* two) {
   const U both = U(load_halves(at));
   two[0] = V(both << 16), two[1] = V(both & 0xffff0000u);
 }
 
-// And back, rounded once to nearest even. NaNs must be quiet ones, as NAN is: rounding carries others over into the sign.
+// And back, rounded once to nearest even. NaNs must be quiet, as NAN is: rounding carries other NaNs over into the sign.
 FD_FN void store_bf16_by_parity(uint16_t* at, const V* two) {
   auto rounded = [](V x) { return U(x) + 0x7fff + (U(x) >> 16 & 1); };
   const U both = rounded(two[0]) >> 16 | (rounded(two[1]) & 0xffff0000u);
