@@ -53,14 +53,15 @@ struct Nearest {
 static Nearest nearest_of(const Workspace& ws, int64_t n, const Keys& keys, float bound, bool complete) {
   const bool below = (bound - keys.scale.base) * keys.scale.c < keys.centre;
   const float farthest = complete ? -INFINITY : below ? keys.of(broadcast(bound))[0] : INFINITY;
-  Nearest nearest{0, {}};
+  int64_t nearest = 0;
+  Sums sums;
   for (int64_t i = 0; i < n; i += kLanes) store(ws.key + i, keys.of(load(ws.x + i)));
   for (int64_t i = 0; i < n; ++i) {  // what is written lies at or before what was read
     const float key = ws.key[i];
-    ws.key[nearest.n] = key, ws.key_w[nearest.n] = ws.w[i], ws.key_y[nearest.n] = ws.y[i];
-    if (key > farthest) add(&nearest.sums, ws.w[i], ws.y[i]), ++nearest.n;
+    ws.key[nearest] = key, ws.key_w[nearest] = ws.w[i], ws.key_y[nearest] = ws.y[i];
+    if (key > farthest) add(&sums, ws.w[i], ws.y[i]), ++nearest;
   }
-  return nearest;
+  return {nearest, sums};
 }
 
 static bool prefix_near_top(Survivors& survivors, const Cut& cut, Scale s) {
