@@ -5,7 +5,7 @@
 # make gpu-compile  compile the Triton kernels for NVIDIA's and AMD's GPUs, where there is none, and judge them: ten minutes
 # make gpu-lease  on a bare machine with an NVIDIA GPU: build, tests, benchmarks, sanitizers in eight minutes, see docs/gpu.md;
 #                 make gpu-lease DRY=1 rehearses it without a GPU
-# make dev      compile the extension again after a change in csrc/ (Python files need nothing)
+# make dev      compile what changed in csrc/ (Python files need nothing), the CUDA engine for this machine's GPU only
 # make doctor   versions, build, engines, self-test
 # make fuzz     ten minutes of random plans and hostile rows for the C++ engine, compiled with sanitizers
 # make lint     formatting and types
@@ -86,6 +86,8 @@ gpu-compile: $(VENV)/.test
 		TRITON_INTERPRET=0 TRITON_CACHE_DIR=build/triton $(BIN)/python -m tests.support.compile_triton $$target || failed=1; \
 	done; exit $$failed
 
+# Of the CUDA engine, where nvcc is, only what this machine's GPU runs: a minute instead of several.
+dev: export FASTDECODE_CUDA ?= local
 dev: $(VENV)/.package native
 
 doctor: dev

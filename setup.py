@@ -1,17 +1,21 @@
 """Builds the one compiled module, `fastdecode._native`; everything else about the package stands in pyproject.toml.
 
 setuptools gives all files of an extension the same flags, and compiles them one after the other and all again when one
-changes. Here a file can have the flags of its instruction set, the files are compiled side by side, and only those that
-changed. It never looks at the machine's own processor or GPU: one wheel runs on all, and the engine chooses at run time.
+changes. Here a file can have the flags of its instruction set, and the files are compiled side by side. The compiler writes beside
+each object what it read (-MMD), and an object is compiled again only if one of those files is newer: a change in csrc/cpu
+compiles no CUDA. A build never looks at the machine's own processor or GPU, unless it is asked to: one wheel runs on all
+machines, and the engine chooses at run time.
 
-FASTDECODE_CUDA=0|1       leave the CUDA engine out, or fail without nvcc; unset: build it if nvcc is on PATH or in CUDA_HOME
-TORCH_CUDA_ARCH_LIST      architectures, such as "8.0 9.0+PTX"; unset: those below that this nvcc knows
+FASTDECODE_CUDA=0|1|local  leave the CUDA engine out; fail without nvcc; compile it for the GPUs of this machine only, and for 9.0 if
+                           there is none (`make dev` does). Unset: build it if nvcc is on PATH or in CUDA_HOME
+TORCH_CUDA_ARCH_LIST       architectures, such as "8.0 9.0+PTX"; unset: those below that this nvcc knows
 """
 
 import hashlib
 import importlib.util
 import os
 import platform
+import re
 import runpy
 import shlex
 import shutil
@@ -46,6 +50,7 @@ HEADERS = sorted(path.as_posix() for pattern in ("*.h", "*.inl", "*.cuh") for pa
 
 CUDA_SOURCE = "csrc/cuda/launch.cu"
 CUDA_ARCHS = "8.0 8.6 8.9 9.0+PTX 10.0 12.0+PTX"
+LOCAL_ARCH = "9.0"
 CUDA_FLAGS = ["-O3", "-std=c++17", "--threads", "0", "-Xptxas", "-v", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
 
 
@@ -69,7 +74,7 @@ class Cuda:
         if self.missing:
             return
         known = self._ask("--list-gpu-arch")
-        wanted = os.environ.get("TORCH_CUDA_ARCH_LIST") or CUDA_ARCHS
+        wanted = os.environ.get("TORCH_CUDA_ARCH_LIST") or (local_archs() if asked == "local" else CUDA_ARCHS)
         self.archs = [arch for arch in wanted.replace(";", " ").split() if f"compute_{self._digits(arch)}" in known]
         if not self.archs:
             raise SystemExit(
@@ -104,7 +109,7 @@ class Cuda:
     def compile(self, built):
         """What ptxas says about registers and spills goes to a file beside the object."""
         built.parent.mkdir(parents=True, exist_ok=True)
-        command = [self.nvcc, *self.flags, "-c", CUDA_SOURCE, "-o", str(built)]
+        command = [self.nvcc, *self.flags, *write_reads(built), "-c", CUDA_SOURCE, "-o", str(built)]
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         built.with_suffix(".log").write_text(done.stdout)
         if done.returncode:
@@ -124,6 +129,35 @@ class Cuda:
 
 def say(line):
     print(f"fastdecode: {line}", flush=True)
+
+
+def local_archs():
+    """The compute capabilities of the GPUs that are here; without one, a usual one, so that the kernels are compiled at all."""
+    if not shutil.which("nvidia-smi"):
+        return LOCAL_ARCH
+    query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    told = subprocess.run(query, capture_output=True, text=True).stdout
+    return " ".join(sorted({line.strip() for line in told.splitlines() if line.strip()})) or LOCAL_ARCH
+
+
+def write_reads(built):
+    """The flags that make g++, clang++ or nvcc write beside an object which of our files it read."""
+    return ["-MMD", "-MF", str(Path(built).with_suffix(".d"))]
+
+
+def is_stale(built, source, headers):
+    """Is one of our files that this object was compiled from newer, or gone? If the compiler did not say which, any header may be."""
+    listing = Path(built).with_suffix(".d")
+    read = headers
+    if (
+        listing.is_file()
+    ):  # a make rule: "object: file file", with a backslash before each newline and each space in a name
+        files = listing.read_text().partition(": ")[2].replace("\\\n", " ")
+        read = [name.replace("\\ ", " ") for name in re.split(r"(?<!\\)\s+", files)]
+        read = [
+            name for name in read if name and not os.path.isabs(name)
+        ]  # pip installs pybind11 into another folder each time
+    return newer_group([source, *read], str(built), missing="newer")
 
 
 def pybind11_headers():
@@ -146,7 +180,7 @@ class BuildNative(build_ext):
             raise SystemExit("fastdecode is compiled with g++ or clang++, and this build found neither.")
         cuda = Cuda()
         cuda_object = None if cuda.missing else cuda.object()
-        stale = cuda_object and (self.force or newer_group([CUDA_SOURCE, *ext.depends], str(cuda_object)))
+        stale = cuda_object and (self.force or is_stale(cuda_object, CUDA_SOURCE, ext.depends))
         if stale:  # said before the minutes that it takes; pip shows it with -v, and when a build fails
             say(f"found {cuda.nvcc}: compiling the CUDA engine with {cuda} takes minutes; {WITHOUT_CUDA}")
         command = getattr(self.compiler, "compiler_so_cxx", self.compiler.compiler_so)
@@ -160,9 +194,9 @@ class BuildNative(build_ext):
 
         def compiled(source):
             built = self.compiler.object_filenames([source], output_dir=str(folder))[0]
-            if self.force or newer_group([source, *ext.depends, "setup.py"], built):
+            if self.force or newer_group(["setup.py"], built) or is_stale(built, source, ext.depends):
                 Path(built).parent.mkdir(parents=True, exist_ok=True)  # distutils' own way is not safe in threads
-                flags = [*COMMON, *X86_ONLY.get(source, [])]
+                flags = [*COMMON, *X86_ONLY.get(source, []), *write_reads(built)]
                 self.compiler.compile([source], str(folder), macros, include, extra_postargs=flags)
             return built
 

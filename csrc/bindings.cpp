@@ -2,13 +2,17 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <map>
 #include <new>
 #include <stdexcept>
+#include <string>
 #include <tuple>
 #include <type_traits>
-#include <utility>
+#include <vector>
 
 #include "args.h"
+#include "calls.h"
+#include "cut.h"
 #include "dtype.h"
 #include "gamma.h"
 #include "philox.h"
@@ -42,152 +46,156 @@ T* at(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-Logits logits_of(uintptr_t base, int dtype, int64_t rows, int64_t vocab, int64_t row_stride, int64_t limit) {
-  if (dtype < kFloat32 || dtype > kBFloat16) throw std::invalid_argument("fastdecode._native: unknown dtype code");
-  return {at<const void>(base), dtype, rows, vocab, limit, row_stride};
+Logits logits_of(const void* base, int dtype, int64_t rows, int64_t vocab) {
+  Logits logits;
+  logits.base = base, logits.dtype = dtype, logits.rows = rows, logits.vocab = logits.limit = logits.row_stride = vocab;
+  return logits;
 }
 
-// `plans` of rows, or 1 for all of them; `temperatures` of `count` cuts in each.
-Plan plan_of(uintptr_t cuts, int64_t plans, int count, int64_t temperatures = 1) {
-  return {at<const Cut>(cuts), count, plans == 1 ? 0 : temperatures * count};
-}
+// ---- arguments: calls.h says which; here they are read from Python tuples
 
-TruncateArgs truncate_args(uintptr_t base, int dtype, int64_t rows, int64_t vocab, int64_t row_stride, int64_t limit,
-                           uintptr_t cuts, int64_t plans, int count, uintptr_t out, int64_t out_row_stride,
-                           float filter_value) {
-  TruncateArgs args;
-  args.logits = logits_of(base, dtype, rows, vocab, row_stride, limit);
-  args.plan = plan_of(cuts, plans, count);
-  args.out = at<void>(out);
-  args.out_row_stride = out_row_stride;
-  args.filter_value = filter_value;
-  return args;
-}
-
-// A coordinate is an address and a stride, or a number: then its address is null.
-struct Drawn {
-  SampleArgs args;
-  int64_t seed, step;
+// What a Reader throws; Python sees a TypeError.
+struct WrongArguments : std::runtime_error {
+  using std::runtime_error::runtime_error;
 };
 
-Drawn sample_args(uintptr_t base, int dtype, int64_t rows, int64_t vocab, int64_t row_stride, int64_t limit,
-                  uintptr_t cuts, int64_t plans, int count, int64_t seed, uintptr_t seeds, int64_t seed_stride,
-                  int64_t step, uintptr_t steps, int64_t step_stride, uintptr_t streams, int64_t stream_stride,
-                  int64_t temperatures, int64_t num_samples, uintptr_t tokens, uintptr_t logprobs, uintptr_t kept,
-                  uintptr_t status, uintptr_t raw_logprobs, uintptr_t entropy, uintptr_t kept_mass, uintptr_t max_prob,
-                  uintptr_t margin, int64_t top, uintptr_t top_logprobs, uintptr_t top_ids, int64_t ids_per_row,
-                  uintptr_t ids, uintptr_t logprobs_of) {
-  SampleArgs args;
-  args.logits = logits_of(base, dtype, rows, vocab, row_stride, limit);
-  args.plan = plan_of(cuts, plans, count, temperatures);
-  args.temperatures = temperatures;
-  args.seed = {at<const int64_t>(seeds), seed_stride};
-  args.step = {at<const int64_t>(steps), step_stride};
-  args.stream = {at<const int64_t>(streams), stream_stride};
-  args.num_samples = num_samples;
-  args.tokens = at<int64_t>(tokens), args.logprobs = at<float>(logprobs);
-  args.kept = at<int64_t>(kept), args.status = at<uint8_t>(status);
-  args.raw_logprobs = at<float>(raw_logprobs), args.entropy = at<float>(entropy), args.kept_mass = at<float>(kept_mass);
-  args.max_prob = at<float>(max_prob), args.margin = at<float>(margin);
-  args.top = top, args.top_logprobs = at<float>(top_logprobs), args.top_ids = at<int64_t>(top_ids);
-  args.ids_per_row = ids_per_row, args.ids = at<const int64_t>(ids), args.logprobs_of = at<float>(logprobs_of);
-  return {args, seed, step};
-}
+class Reader {
+ public:
+  Reader(PyObject* const* args, Py_ssize_t count) : args_(args), count_(count) {}
 
-SoftArgs soft_args(uintptr_t base, int dtype, int64_t rows, int64_t vocab, int64_t row_stride, int64_t limit,
-                   uintptr_t cuts, int64_t plans, int count, int64_t seed, uintptr_t seeds, int64_t seed_stride,
-                   int64_t step, uintptr_t steps, int64_t step_stride, uintptr_t streams, int64_t stream_stride,
-                   int noise, double strength, double tau, uintptr_t taus, int64_t tau_stride, uintptr_t soft_rows,
-                   bool straight, int64_t width, uintptr_t candidates, int64_t num_samples, uintptr_t tokens,
-                   uintptr_t token_logprobs, uintptr_t kept, uintptr_t status, uintptr_t ids, uintptr_t weights,
-                   uintptr_t first, uintptr_t log_pi, uintptr_t drawn, uintptr_t density) {
-  SoftArgs args;
-  args.logits = logits_of(base, dtype, rows, vocab, row_stride, limit);
-  args.plan = plan_of(cuts, plans, count);
-  args.seed = {at<const int64_t>(seeds), seed_stride};
-  args.step = {at<const int64_t>(steps), step_stride};
-  args.stream = {at<const int64_t>(streams), stream_stride};
-  args.one_seed = seed, args.one_step = step;
-  args.noise = noise, args.strength = strength, args.tau = tau;
-  args.taus = at<const double>(taus), args.tau_stride = tau_stride;
-  args.soft_rows = at<const bool>(soft_rows), args.straight = straight;
-  args.width = width, args.candidates = at<const int64_t>(candidates);
-  args.num_samples = num_samples, args.tokens = at<const int64_t>(tokens);
-  args.token_logprobs = at<const float>(token_logprobs);
-  args.kept = at<const int64_t>(kept), args.status = at<const uint8_t>(status);
-  args.ids = at<int64_t>(ids), args.weights = at<float>(weights), args.first = at<int64_t>(first);
-  args.log_pi = at<float>(log_pi), args.drawn = at<float>(drawn), args.density = at<float>(density);
-  return args;
-}
+  void group(const char* name) {
+    end_group();
+    PyObject* const tuple = next(name);
+    if (!PyTuple_Check(tuple)) throw WrongArguments(std::string("expected a tuple for ") + name);
+    name_ = name, at_ = 0, size_ = PyTuple_GET_SIZE(tuple), items_ = &PyTuple_GET_ITEM(tuple, 0);
+  }
 
-EmbedArgs embed_args(uintptr_t table, int dtype, int64_t vocab, int64_t columns, int64_t row_stride, int64_t rows,
-                     int64_t width, uintptr_t ids, uintptr_t weights, uintptr_t out) {
-  if (dtype < kFloat32 || dtype > kBFloat16) throw std::invalid_argument("fastdecode._native: unknown dtype code");
-  return {at<const void>(table),    dtype,        vocab, columns, row_stride, rows, width, at<const int64_t>(ids),
-          at<const float>(weights), at<void>(out)};
-}
+  template <class T>
+  void operator()(const char*, T& number) {
+    if (at_ < size_) read(items_[at_], number);
+    ++at_;  // end_group() compares it with the size
+  }
 
-template <class T>
-T number_of(PyObject* object) {
-  if constexpr (std::is_floating_point_v<T>)
-    return T(PyFloat_AsDouble(object));
-  else if constexpr (std::is_same_v<T, uintptr_t>)
-    return PyLong_AsUnsignedLongLong(object);
-  else
-    return T(PyLong_AsLongLong(object));
-}
+  template <class T>
+  void number(const char* name, T& number) {
+    end_group();
+    read(next(name), number);
+  }
 
-// A function whose Python arguments, all of them numbers, are those of `parse` and then those of `run`. Not by pybind11, which
-// takes longer to convert 35 numbers than the engine takes for a short row.
-template <auto parse, auto run>
-struct Numbers;
-
-template <class Parsed, class... Given, class... More, Parsed (*parse)(Given...), void (*run)(const Parsed&, More...)>
-struct Numbers<parse, run> {
-  static PyObject* call(PyObject*, PyObject* const* args, Py_ssize_t n) {
-    constexpr size_t kExpected = sizeof...(Given) + sizeof...(More);
-    if (size_t(n) != kExpected)
-      return PyErr_Format(PyExc_TypeError, "fastdecode._native: expected %zu numbers; got %zd", kExpected, n);
-    return call_with(args, std::index_sequence_for<Given...>(), std::index_sequence_for<More...>());
+  void end() {
+    end_group();
+    if (used_ != count_) throw WrongArguments("expected " + std::to_string(used_) + " arguments");
   }
 
  private:
-  template <size_t... I, size_t... J>
-  static PyObject* call_with(PyObject* const* args, std::index_sequence<I...>, std::index_sequence<J...>) {
-    const std::tuple<Given...> given{number_of<Given>(args[I])...};
-    const std::tuple<More...> more{number_of<More>(args[sizeof...(I) + J])...};
-    if (PyErr_Occurred()) return nullptr;
-    try {
-      const Parsed parsed = parse(std::get<I>(given)...);
-      py::gil_scoped_release release;
-      run(parsed, std::get<J>(more)...);
-    } catch (const std::bad_alloc&) {
-      return PyErr_NoMemory();
-    } catch (const std::invalid_argument& error) {
-      return PyErr_Format(PyExc_ValueError, "%s", error.what());
-    } catch (const std::out_of_range& error) {
-      return PyErr_Format(PyExc_IndexError, "%s", error.what());
-    } catch (const std::exception& error) {
-      return PyErr_Format(PyExc_RuntimeError, "%s", error.what());
-    }
-    Py_RETURN_NONE;
+  PyObject* next(const char* name) {
+    if (used_ == count_) throw WrongArguments(std::string("expected an argument for ") + name);
+    return args_[used_++];
+  }
+
+  void end_group() {
+    if (at_ != size_)
+      throw WrongArguments("expected " + std::to_string(at_) + " numbers in " + name_ + "; got " +
+                           std::to_string(size_));
+  }
+
+  // A number that does not fit leaves Python's error behind; the caller looks for it once.
+  template <class T>
+  static void read(PyObject* object, T& number) {
+    if constexpr (std::is_floating_point_v<T>)
+      number = T(PyFloat_AsDouble(object));
+    else if constexpr (std::is_pointer_v<T>)
+      number = reinterpret_cast<T>(uintptr_t(PyLong_AsUnsignedLongLong(object)));
+    else
+      number = T(PyLong_AsLongLong(object));
+  }
+
+  PyObject* const* args_;
+  PyObject* const* items_ = nullptr;
+  Py_ssize_t count_, used_ = 0, at_ = 0, size_ = 0;
+  const char* name_ = "";
+};
+
+// The names "group.number", in order.
+struct Names {
+  std::vector<std::string> names;
+  std::string group_name;
+
+  void group(const char* name) { group_name = name; }
+
+  template <class T>
+  void operator()(const char* name, const T&) {
+    names.push_back(group_name + "." + name);
   }
 };
 
-template <auto parse, auto run>
+template <class Call>
+std::vector<std::string> names_of() {
+  Names names;
+  Call().visit(names);
+  return names.names;
+}
+
+void check(int dtype) {
+  if (dtype < kFloat32 || dtype > kBFloat16) throw std::invalid_argument("fastdecode._native: unknown dtype code");
+}
+
+// A Python function that takes the groups of a Call and where it runs. Not by pybind11, which takes longer to convert 35 numbers
+// than the engine takes for a short row.
+template <class Call, class Place, void (*run)(Call&, const Place&)>
+PyObject* called(PyObject*, PyObject* const* args, Py_ssize_t n) {
+  try {
+    Call call;
+    Place place;
+    Reader reader(args, n);
+    call.visit(reader), place.visit(reader);
+    reader.end();
+    if (PyErr_Occurred()) return nullptr;
+    py::gil_scoped_release release;
+    run(call, place);
+  } catch (const WrongArguments& error) {
+    return PyErr_Format(PyExc_TypeError, "fastdecode._native: %s", error.what());
+  } catch (const std::bad_alloc&) {
+    return PyErr_NoMemory();
+  } catch (const std::invalid_argument& error) {
+    return PyErr_Format(PyExc_ValueError, "%s", error.what());
+  } catch (const std::out_of_range& error) {
+    return PyErr_Format(PyExc_IndexError, "%s", error.what());
+  } catch (const std::exception& error) {
+    return PyErr_Format(PyExc_RuntimeError, "%s", error.what());
+  }
+  Py_RETURN_NONE;
+}
+
+template <class Call, class Place, void (*run)(Call&, const Place&)>
 void bind(py::module_& m, const char* name) {
   static PyMethodDef definition;
-  definition = {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(Numbers<parse, run>::call)), METH_FASTCALL,
+  definition = {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(called<Call, Place, run>)), METH_FASTCALL,
                 nullptr};
   m.attr(name) = py::reinterpret_steal<py::object>(PyCFunction_New(&definition, nullptr));
 }
 
 #if !FD_EMULATED
-void sample_cpu(const Drawn& drawn, int threads) {
-  SampleArgs args = drawn.args;
-  if (!args.seed.base) args.seed = {&drawn.seed, 0};
-  if (!args.step.base) args.step = {&drawn.step, 0};
-  sample(args, threads);
+void truncate_cpu(Truncation& call, const Threads& on) {
+  check(call.args.logits.dtype);
+  fastdecode::truncate(call.args, on.threads);  // unistd.h has one too
+}
+
+void sample_cpu(Sampling& call, const Threads& on) {
+  check(call.args.logits.dtype);
+  if (!call.args.seed.base) call.args.seed = {&call.seed, 0};
+  if (!call.args.step.base) call.args.step = {&call.step, 0};
+  sample(call.args, on.threads);
+}
+
+void soften_cpu(Softening& call, const Threads& on) {
+  check(call.args.logits.dtype);
+  soften(call.args, on.threads);
+}
+
+void embed_cpu(Embedding& call, const Threads& on) {
+  check(call.args.dtype);
+  embed(call.args, on.threads);
 }
 
 // The v of tokens `ids` [rows, n] for one use of the stream: soft tokens need a handful of them, far from one for each token.
@@ -222,29 +230,42 @@ std::string compiler() {
 #endif
 
 #if FD_CUDA
-cuda::Where where_of(int device, uintptr_t stream, int ranks) { return {device, at<void>(stream), ranks}; }
+struct Where {
+  cuda::Where where;
 
-void truncate_cuda(const TruncateArgs& args, int device, uintptr_t stream, int ranks) {
-  cuda::truncate(args, where_of(device, stream, ranks));
+  template <class At>
+  void visit(At& at) {
+    at.group("where");
+    at("device", where.device), at("stream", where.stream), at("ranks", where.ranks);
+  }
+};
+
+void truncate_cuda(Truncation& call, const Where& on) {
+  check(call.args.logits.dtype);
+  cuda::truncate(call.args, on.where);
 }
 
-void sample_cuda(const Drawn& drawn, int device, uintptr_t stream, int ranks) {
-  cuda::sample(drawn.args, drawn.seed, drawn.step, where_of(device, stream, ranks));
+void sample_cuda(Sampling& call, const Where& on) {
+  check(call.args.logits.dtype);
+  cuda::sample(call.args, call.seed, call.step, on.where);
 }
 
-void soften_cuda(const SoftArgs& args, int device, uintptr_t stream, int ranks) {
-  cuda::soften(args, where_of(device, stream, ranks));
+void soften_cuda(Softening& call, const Where& on) {
+  check(call.args.logits.dtype);
+  cuda::soften(call.args, on.where);
 }
 
-void embed_cuda(const EmbedArgs& args, int device, uintptr_t stream, int ranks) {
-  cuda::embed(args, where_of(device, stream, ranks));
+void embed_cuda(Embedding& call, const Where& on) {
+  check(call.args.dtype);
+  cuda::embed(call.args, on.where);
 }
 
 // For tests: blocks for each row, threads of a block, whether the row stays in shared memory, bytes of it.
 std::tuple<int, int, bool, int64_t> cuda_shape(int multiprocessors, int64_t shared_bytes, int most_ranks, int dtype,
                                                int64_t rows, int64_t vocab) {
+  check(dtype);
   const cuda::Shape shape =
-      cuda::shape_for({multiprocessors, shared_bytes, most_ranks}, logits_of(0, dtype, rows, vocab, vocab, vocab), 0);
+      cuda::shape_for({multiprocessors, shared_bytes, most_ranks}, logits_of(nullptr, dtype, rows, vocab), 0);
   return {shape.ranks, shape.threads, shape.resident, shape.bytes};
 }
 #endif
@@ -256,21 +277,27 @@ PYBIND11_MODULE(FD_MODULE, m) {
       "The compiled engines of fastdecode. Use the functions of the package; these take raw addresses and check "
       "nothing.";
   m.def("fields", [] { return std::vector<std::string>{FD_CUT_FIELDS}; });
+  m.def("arguments", [] {
+    return std::map<std::string, std::vector<std::string>>{{"truncate", names_of<Truncation>()},
+                                                           {"sample", names_of<Sampling>()},
+                                                           {"soften", names_of<Softening>()},
+                                                           {"embed", names_of<Embedding>()}};
+  });
 #if FD_CUDA
-  bind<truncate_args, truncate_cuda>(m, "truncate_cuda");
-  bind<sample_args, sample_cuda>(m, "sample_cuda");
-  bind<soft_args, soften_cuda>(m, "soften_cuda");
-  bind<embed_args, embed_cuda>(m, "embed_cuda");
+  bind<Truncation, Where, truncate_cuda>(m, "truncate_cuda");
+  bind<Sampling, Where, sample_cuda>(m, "sample_cuda");
+  bind<Softening, Where, soften_cuda>(m, "soften_cuda");
+  bind<Embedding, Where, embed_cuda>(m, "embed_cuda");
   m.attr("most_candidates") = cuda::kMostCandidates;
   m.def("cuda_shape", &cuda_shape);
   m.def("cuda_built_for", &cuda::built_for);
   m.def("cuda_devices", &cuda::devices);
 #endif
 #if !FD_EMULATED
-  bind<truncate_args, fastdecode::truncate>(m, "truncate_cpu");  // unistd.h has one too
-  bind<sample_args, sample_cpu>(m, "sample_cpu");
-  bind<soft_args, soften>(m, "soften_cpu");
-  bind<embed_args, embed>(m, "embed_cpu");
+  bind<Truncation, Threads, truncate_cpu>(m, "truncate_cpu");
+  bind<Sampling, Threads, sample_cpu>(m, "sample_cpu");
+  bind<Softening, Threads, soften_cpu>(m, "soften_cpu");
+  bind<Embedding, Threads, embed_cpu>(m, "embed_cpu");
   m.def("philox4x32_10", &philox);
   m.def("exponential", &exponential);
   m.def("uniforms", &uniforms);

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 
 from .. import _native
+from .addresses import STATISTIC, Numbers, check, coordinate, embedding, rows_of, softening, streams_of
 from ..record import STATISTICS, Draw, Mixing, Wanted
-from .addresses import coordinate, embedding, rows_of, softening, streams_of
+
+check(_native)
 
 
 def truncate(
@@ -14,8 +16,8 @@ def truncate(
 ) -> None:
     """See `dispatch.Engine`."""
     _native.truncate_cpu(
-        *rows_of(logits, cuts, vocab_limit), out.data_ptr(), out.stride(0), filter_value, torch.get_num_threads()
-    )  # fmt: skip
+        rows_of(logits, cuts, vocab_limit), (out.data_ptr(), out.stride(0), filter_value), torch.get_num_threads()
+    )
 
 
 def sample(logits: torch.Tensor, cuts: torch.Tensor, draw: Draw, wanted: Wanted) -> dict[str, torch.Tensor]:
@@ -46,13 +48,13 @@ def _sample(
     tokens, logprobs = _INT64.new_empty(shape), _FLOAT32.new_empty(shape)
     kept, status = _INT64.new_empty(rows), _UINT8.new_empty(rows)
     found = {"tokens": tokens, "logprobs": logprobs, "kept": kept, "status": status}
-    addresses: tuple[int, ...] = _NO_ADDRESSES
+    statistics: Numbers = _NO_STATISTICS
     if wanted.stats or wanted.top_logprobs or wanted.logprobs_of is not None:
-        addresses = _add_statistics(found, rows, shape, wanted)
+        statistics = _add_statistics(found, rows, shape, wanted)
     _native.sample_cpu(
-        *rows_of(logits, cuts, draw.vocab_limit),
-        *coordinate(draw.seed), *coordinate(draw.step), *streams_of(draw),
-        temperatures, draw.num_samples, tokens.data_ptr(), logprobs.data_ptr(), kept.data_ptr(), status.data_ptr(), *addresses, torch.get_num_threads(),
+        rows_of(logits, cuts, draw.vocab_limit), coordinate(draw.seed), coordinate(draw.step), streams_of(draw),
+        (temperatures, draw.num_samples, tokens.data_ptr(), logprobs.data_ptr(), kept.data_ptr(), status.data_ptr()),
+        statistics, torch.get_num_threads(),
     )  # fmt: skip
     return found
 
@@ -79,12 +81,13 @@ def uniforms(
     """`philox.uniforms`, without its hundred operations."""
     out = torch.empty(ids.shape, dtype=torch.float64, device="cpu")
     ids = ids.contiguous()
-    columns = [number for column in (seed, step, streams) for number in coordinate(column)[1:]]
-    _native.uniforms(use, *ids.shape, ids.data_ptr(), *columns, out.data_ptr())
+    rows, n = ids.shape
+    at = (seed.data_ptr(), seed.stride(0), step.data_ptr(), step.stride(0), streams.data_ptr(), streams.stride(0))
+    _native.uniforms(use, rows, n, ids.data_ptr(), *at, out.data_ptr())
     return out
 
 
-_NO_ADDRESSES = (0,) * 11
+_NO_STATISTICS = (0,) * len(STATISTIC)
 
 # Outputs are made from these: the engine writes what it writes, whatever torch.set_default_dtype and set_default_device say.
 _FLOAT32, _INT64, _UINT8 = (
@@ -94,8 +97,8 @@ _FLOAT32, _INT64, _UINT8 = (
 
 def _add_statistics(
     found: dict[str, torch.Tensor], rows: int | tuple[int, int], shape: int | tuple[int, ...], wanted: Wanted
-) -> tuple[int, ...]:
-    """Allocates what is wanted into `found`; the addresses and sizes, in the order of the binding's arguments."""
+) -> Numbers:
+    """Allocates what is wanted into `found`; its addresses and sizes, as STATISTIC names them."""
     for name in wanted.stats:
         found[name] = _FLOAT32.new_empty(shape if name == "raw_logprobs" else rows)
     top, ids = wanted.top_logprobs, wanted.logprobs_of

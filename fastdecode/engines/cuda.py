@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from ..record import STATISTICS, Draw, Mixing, Wanted
 from . import reference_soft
-from .addresses import coordinate, embedding, rows_of, softening, streams_of
+from .addresses import check, coordinate, embedding, rows_of, softening, streams_of
+from ..record import STATISTICS, Draw, Mixing, Wanted
 
 _DTYPE = {"tokens": torch.int64, "kept": torch.int64, "status": torch.uint8, "top_ids": torch.int64}
 
@@ -24,6 +24,7 @@ class Engine:
     """
 
     def __init__(self, compiled: Any, ranks: int = 0):
+        check(compiled)
         self._compiled, self.ranks = compiled, ranks
 
     def truncate(
@@ -31,8 +32,8 @@ class Engine:
     ) -> None:
         """See `dispatch.Engine`."""
         self._compiled.truncate_cuda(
-            *rows_of(logits, cuts, vocab_limit), out.data_ptr(), out.stride(0), filter_value, *self._where(logits)
-        )  # fmt: skip
+            rows_of(logits, cuts, vocab_limit), (out.data_ptr(), out.stride(0), filter_value), self._where(logits)
+        )
 
     def sample(self, logits: torch.Tensor, cuts: torch.Tensor, draw: Draw, wanted: Wanted) -> dict[str, torch.Tensor]:
         """See `dispatch.Engine`."""
@@ -70,10 +71,11 @@ class Engine:
             return found[name].data_ptr() if name in found else 0
 
         self._compiled.sample_cuda(
-            *rows_of(logits, cuts, draw.vocab_limit), *coordinate(draw.seed), *coordinate(draw.step),
-            *streams_of(draw), temperatures, draw.num_samples,
-            *map(address, ("tokens", "logprobs", "kept", "status", *STATISTICS)), top, address("top_logprobs"), address("top_ids"),
-            0 if ids is None else ids.shape[1], 0 if ids is None else ids.data_ptr(), address("logprobs_of"), *self._where(logits),
+            rows_of(logits, cuts, draw.vocab_limit), coordinate(draw.seed), coordinate(draw.step), streams_of(draw),
+            (temperatures, draw.num_samples, *map(address, ("tokens", "logprobs", "kept", "status"))),
+            (*map(address, STATISTICS), top, address("top_logprobs"), address("top_ids"),
+             0 if ids is None else ids.shape[1], 0 if ids is None else ids.data_ptr(), address("logprobs_of")),
+            self._where(logits),
         )  # fmt: skip
         return found
 
@@ -84,13 +86,13 @@ class Engine:
         if candidates.shape[1] > self._compiled.most_candidates:
             return reference_soft.soften(logits, cuts, candidates, draw, mixing, found)
         made, arguments = softening(logits, cuts, candidates, draw, mixing, found)
-        self._compiled.soften_cuda(*arguments, *self._where(logits))
+        self._compiled.soften_cuda(*arguments, self._where(logits))
         return made
 
     def embed(self, ids: torch.Tensor, weights: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
         """See `dispatch.Engine`. An id that has no row in the table makes its row NaN."""
         out, arguments = embedding(ids, weights, table)
-        self._compiled.embed_cuda(*arguments, *self._where(table))
+        self._compiled.embed_cuda(*arguments, self._where(table))
         return out
 
     def _where(self, logits: torch.Tensor) -> tuple[int, int, int]:

@@ -108,7 +108,8 @@ STAND_IN = {
     "csrc/edge.h": "#define EDGE 1\n",
     "csrc/bindings.cpp": '#include "edge.h"\nint bound() { return EDGE; }\n',
     "csrc/cpu/engine.cpp": "#ifndef FD_X86\n#error FD_X86 must be defined\n#endif\nint engine() { return FD_X86; }\n",
-    "csrc/cpu/target_baseline.cpp": "#ifdef __AVX__\n#error the baseline must run everywhere\n#endif\n",
+    "csrc/cpu/row.inl": "static int row() { return 1; }\n",
+    "csrc/cpu/target_baseline.cpp": '#include "row.inl"\n#ifdef __AVX__\n#error the baseline must run everywhere\n#endif\nint base() { return row(); }\n',
     "csrc/cpu/target_avx2.cpp": "#if !defined __AVX2__ || !defined __FMA__ || !defined __F16C__ || defined __AVX512F__\n#error flags\n#endif\n",
     "csrc/cpu/target_avx512.cpp": "#if !defined __AVX512VL__ || !defined __AVX512BW__ || !defined __AVX512DQ__\n#error flags\n#endif\n",
 }
@@ -147,9 +148,26 @@ def test_a_build_compiles_what_changed_and_nothing_else(stand_in):
     second = built_in_place(stand_in)
     assert {Path(name).stem for name in first if first[name] != second[name]} == {"engine"}
 
-    (stand_in / "csrc/edge.h").write_text("#define EDGE 2\n")
-    third = built_in_place(stand_in)
-    assert all(third[name] != second[name] for name in second), "any file may include any header"
+    def compiled_after(name: str, text: str) -> set[str]:
+        before = built_in_place(stand_in)
+        (stand_in / name).write_text(text)
+        after = built_in_place(stand_in)
+        return {Path(built).stem for built in after if after[built] != before.get(built)}
+
+    everything = {Path(name).stem for name in first}
+    assert compiled_after("csrc/edge.h", "#define EDGE 2\n") == {"bindings"}, "it includes this"
+    assert compiled_after("csrc/cpu/row.inl", "static int row() { return 2; }\n") == {"target_baseline"}
+    alone = "static int row() { return 3; }\nint base() { return row(); }\n"
+    assert compiled_after("csrc/cpu/target_baseline.cpp", alone) == {"target_baseline"}
+    assert compiled_after("csrc/cpu/row.inl", "") == set(), "nothing includes it now"
+    assert compiled_after("setup.py", (stand_in / "setup.py").read_text()) == everything, "it holds the flags"
+
+    before = built_in_place(stand_in)
+    (stand_in / "csrc/edge.h").write_text("#define EDGE 3\n")
+    for listing in (stand_in / "build").rglob("*.d"):
+        listing.unlink()
+    after = built_in_place(stand_in)
+    assert all(after[name] != before[name] for name in before), "any file may include it, as far as anyone knows"
 
     assert len(built_in_place(stand_in, CXXFLAGS="-DOTHER")) == 2 * len(first), "other flags, other objects"
 
@@ -195,7 +213,8 @@ case "$*" in
   --version) echo 'Cuda compilation tools, release 99.1, V99.1.2' ;;
   --dryrun*) echo "#$ TOP={folder}" >&2 ;;
   *{fails}*) echo 'error: unsupported GNU version' >&2; exit 1 ;;
-  *) for last; do :; done; echo 'void fd_cuda() {}' | c++ -x c++ -fPIC -c - -o "$last" ;;
+  *) for last; do :; done; echo 'void fd_cuda() {}' | c++ -x c++ -fPIC -c - -o "$last"
+     printf '%s: csrc/cuda/launch.cu \\\\\n csrc/edge.h\n' "$last" > "${last%.o}.d" ;;
 esac
 """
 
@@ -211,6 +230,32 @@ def with_nvcc(tree: Path, fails: str = "nothing") -> dict[str, str]:
     (tree / "csrc" / "cuda").mkdir(exist_ok=True)
     (tree / "csrc" / "cuda" / "launch.cu").write_text("")
     return {"CUDA_HOME": str(home), "PATH": "/usr/bin:/bin", "TORCH_CUDA_ARCH_LIST": ""}
+
+
+@ON_LINUX
+@pytest.mark.skipif(bool(shutil.which("nvcc", path="/usr/bin:/bin")), reason="nvcc is where the compiler is")
+def test_a_change_for_the_cpu_compiles_no_cuda(stand_in):
+    command = (sys.executable, "setup.py", "-q", "build_ext", "--inplace")
+    environment = with_nvcc(stand_in)
+    assert "takes minutes" in run(*command, cwd=stand_in, **environment)
+    (stand_in / "csrc/cpu/row.inl").write_text("static int row() { return 2; }\n")
+    assert "takes minutes" not in run(*command, cwd=stand_in, **environment)
+    (stand_in / "csrc/edge.h").write_text("#define EDGE 2\n")
+    assert "takes minutes" in run(*command, cwd=stand_in, **environment)
+
+
+@ON_LINUX
+@pytest.mark.skipif(bool(shutil.which("nvcc", path="/usr/bin:/bin")), reason="nvcc is where the compiler is")
+def test_a_local_build_is_for_the_gpus_that_are_here(stand_in):
+    command = (sys.executable, "setup.py", "-q", "build_ext", "--inplace")
+    environment = with_nvcc(stand_in) | {"FASTDECODE_CUDA": "local"}
+    assert "cuda: 99.1 for 9.0\n" in run(*command, cwd=stand_in, **environment), "none is here"
+    query = stand_in / "toolkit/bin/nvidia-smi"
+    query.write_text("#!/bin/sh\nprintf '8.0\\n8.0\\n'\n")
+    query.chmod(0o755)
+    environment["PATH"] = f"{query.parent}:{environment['PATH']}"
+    assert "cuda: 99.1 for 8.0\n" in run(*command, cwd=stand_in, **environment)
+    assert "cuda: 99.1 for 9.0\n" in run(*command, cwd=stand_in, **environment | {"TORCH_CUDA_ARCH_LIST": "9.0"})
 
 
 FOUND = r"^fastdecode: found \S+/nvcc: compiling the CUDA engine with 99\.1 for 8\.0 9\.0\+PTX takes minutes; FASTDECODE_CUDA=0 builds without"
