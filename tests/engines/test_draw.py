@@ -115,6 +115,20 @@ def test_the_engine_draws_the_same_tokens(engine, shape):
     assert differ.sum() <= LEAD_ROWS * DRAWS
 
 
+@pytest.mark.parametrize("num_samples", (1, 4))
+@pytest.mark.parametrize("rule", (fd.top_p(0.9), fd.typical_p(0.9), fd.top_k(9000)), ids=str)
+def test_a_temperature_after_a_rule_that_keeps_many_tokens(engine, rule, num_samples):
+    """An engine may know sums at the temperature of the rule; the draw needs them at its own."""
+    plan = fd.plan(fd.temperature(1.7), rule, fd.temperature(0.4))
+    rows = normal(1, 32000, 3.0, 44).expand(8, -1)
+    where = {"seed": 1, "streams": torch.arange(8), "num_samples": num_samples}
+    got = [fd.sample(rows, plan, step=step, **where) for step in range(2)]
+    with dispatch.use("reference"):
+        right = [fd.sample(rows, plan, step=step, **where) for step in range(2)]
+    assert int(right[0].kept[0]) > 4000, "few tokens are gathered and weighed anew"
+    assert all(torch.equal(one.tokens, other.tokens) for one, other in zip(got, right))
+
+
 # ---- faults that these tests must catch at this sample size -----------------------------------------------------------
 
 PEAKED = SHAPES[3]

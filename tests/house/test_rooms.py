@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -122,3 +124,31 @@ def test_no_file_is_too_long(path):
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_names_say_what_is_inside(path):
     assert not {"utils", "util", "helpers", "helper", "common", "misc"} & set(re.split(r"[_\W]", path.stem))
+
+
+HEADERS = sorted(p for p in NATIVE if p.suffix in {".h", ".inl", ".cuh"})
+# The CUDA files need nvcc or the emulation, which compiles them.
+ALONE = [p for p in HEADERS if p.suffix != ".cuh" and p.parent.name != "cuda"]
+
+
+@pytest.mark.parametrize("path", HEADERS, ids=lambda p: p.name)
+def test_a_header_is_read_once(path):
+    assert re.search(r"^#pragma once$", path.read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", [p for p in NATIVE if p.suffix == ".h"], ids=lambda p: p.name)
+def test_a_header_means_the_same_everywhere(path):
+    """What is compiled for each instruction set is an .inl."""
+    text = path.read_text()
+    assert "FD_TARGET" not in text and not re.search(r"#\s*include .*\.inl", text)
+
+
+@pytest.mark.skipif(not shutil.which("c++"), reason="there is no C++ compiler")
+@pytest.mark.parametrize("path", ALONE, ids=lambda p: p.name)
+def test_a_header_compiles_alone(path):
+    """It includes what it uses, so an editor understands it; an .inl then has the default target."""
+    flags = (ROOT / "csrc" / "compile_flags.txt").read_text().split()
+    # -w: gcc warns of `#pragma once` in the file that it is given.
+    command = ["c++", *flags, "-w", "-fsyntax-only", str(path)]
+    done = subprocess.run(command, cwd=ROOT / "csrc", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
