@@ -36,13 +36,13 @@ struct TruncateArgs {
   float filter_value = 0;
 };
 
-// Pointers that are null are not wanted, and cost nothing. [rows] unless said otherwise.
+// A null pointer: not wanted, and costs nothing. [rows] unless said otherwise.
 struct SampleArgs {
   Logits logits;
   Plan plan;
   Coordinate seed, step, stream;
-  // So many plans for each row, one after the other. What is [rows] below is then [rows, temperatures]; top and ids_per_row,
-  // which ask for what is the same at every temperature, must be 0.
+  // The number of plans for each row, one after the other. What is [rows] below is then [rows, temperatures]; top and ids_per_row
+  // must be 0, because they ask for what is the same at every temperature.
   int64_t temperatures = 1;
   int64_t num_samples = 1;
   int64_t* tokens = nullptr;  // [rows, num_samples]
@@ -66,15 +66,15 @@ enum Noise { kNoNoise = 0, kGumbel = 1, kDirichlet = 2, kMulti = 3 };  // as rec
 
 struct SoftArgs {
   Logits logits;
-  Plan plan;  // of which the temperature of the draw counts
+  Plan plan;  // only the temperature of its draw counts
   Coordinate seed, step, stream;
-  int64_t one_seed = 0, one_step = 0;  // for all rows, where those hold no address
+  int64_t one_seed = 0, one_step = 0;  // for all rows, if those hold no address
   int noise = kNoNoise;
   double strength = 1;           // gumbel: the noise's scale; dirichlet: gamma
   double tau = 1;                // gumbel
   const double* taus = nullptr;  // [rows]: instead of tau
   int64_t tau_stride = 0;
-  const bool* soft_rows = nullptr;  // [rows]; null: all. Ordinary rows have the one token that was drawn
+  const bool* soft_rows = nullptr;  // [rows]; null: all. The other rows hold the one token that was drawn
   bool straight = false;            // weights are 1 for the first, 0 for the others
   int64_t width = 0;
   const int64_t* candidates = nullptr;  // [rows, width]; multi: the drawn tokens

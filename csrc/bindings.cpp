@@ -17,8 +17,8 @@
 #include "gamma.h"
 #include "philox.h"
 
-// What this file is compiled for: the module's name, whether it has the CUDA engine, and whether that is all it has because it
-// is the one that tests emulate on the CPU.
+// What this file is compiled for: the module's name; whether it has the CUDA engine; and whether it has nothing else, because tests
+// emulate that engine on the CPU.
 #ifndef FD_MODULE
 #define FD_MODULE _native
 #endif
@@ -198,7 +198,7 @@ void embed_cpu(Embedding& call, const Threads& on) {
   embed(call.args, on.threads);
 }
 
-// The v of tokens `ids` [rows, n] for one use of the stream: soft tokens need a handful of them, far from one for each token.
+// The v of tokens `ids` [rows, n] for one use of the stream. Soft tokens need a handful of them, not one for each token of the row.
 void uniforms(int use, int64_t rows, int64_t n, uintptr_t ids, uintptr_t seeds, int64_t seed_stride, uintptr_t steps,
               int64_t step_stride, uintptr_t streams, int64_t stream_stride, uintptr_t out) {
   for (int64_t r = 0; r < rows; ++r) {

@@ -34,8 +34,8 @@ static_assert(sizeof(Cut) == kFields * sizeof(float), "a packed plan is read as 
 // A need or floor met to within one part in a million counts as met (rules.py: SLACK).
 constexpr double kSlack = 1e-6;
 
-// Below this entropy, in nats, no token but the largest can be drawn, and a share of it means nothing: the cut keeps that token alone
-// (rules.py: CERTAIN). Sums of weights that engines cut off at 2^-100 are exact to a part in a million down to here.
+// Below this entropy, in nats, only the largest token can be drawn, and a share of the entropy means nothing: the cut keeps that token
+// alone (rules.py: CERTAIN). Engines end weights at 2^-100; their sums are exact to a part in a million down to this entropy.
 constexpr double kCertain = 1e-10;
 
 // Sums over a set of tokens, with d = (x - max) / T and any fixed max >= all x of the set: only differences of d matter
@@ -78,7 +78,7 @@ FD_FN bool stops(const Cut& cut, const Sums& before, const Sums& through, const 
   return int(cut.stop) == kStopAfter ? so_far >= need && through.n >= cut.keep : so_far > need && before.n >= cut.keep;
 }
 
-// Is the end of the walk among tokens with these sums? (Of a kStopBefore walk: can it be?)
+// Is the end of the walk among tokens with these sums? (For a kStopBefore walk: may it be?)
 FD_FN bool reaches(const Cut& cut, const Sums& part, const Sums& whole, double need) {
   const double so_far = measured(cut, part, whole);
   return int(cut.stop) == kStopAfter ? so_far >= need && part.n >= cut.keep : so_far > need && part.n > cut.keep;
@@ -94,7 +94,7 @@ FD_FN bool wants_sums(const Cut& cut) {
                                   : cut.w_lse != 0 || cut.w_p2 != 0 || cut.offset_h < INFINITY;
 }
 
-// Does what a prefix adds up have to do with the moment?
+// Does the measure of a prefix use the moment?
 FD_FN bool measures_moment(const Cut& cut) { return int(cut.measure) == kSurprisal || int(cut.measure) == kEntropy; }
 
 FD_FN bool wants_moment(const Cut& cut) {

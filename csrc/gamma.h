@@ -11,10 +11,10 @@
 namespace fastdecode {
 
 constexpr double kLnRootTwoPi = 0.91893853320467274178;
-constexpr int kMostTerms = 5000;  // of a series or a fraction; at shapes below kLargeShape some 1000 are enough
+constexpr int kMostTerms = 5000;  // of a series or a fraction; shapes below kLargeShape need about 1000
 constexpr double kLargeShape = 1e4;
 
-// ln Gamma(x) less Stirling's (x - 1/2) ln x - x + ln(2 pi) / 2, for x >= 10, to 1e-15.
+// ln Gamma(x) minus Stirling's (x - 1/2) ln x - x + ln(2 pi) / 2, for x >= 10, to 1e-15.
 FD_FN double stirling_rest(double x) {
   const double y = 1 / (x * x);
   return (1.0 / 12 +
@@ -29,7 +29,7 @@ FD_FN double ln_gamma(double x) {
   return (x - 0.5) * log(x) - x + kLnRootTwoPi + stirling_rest(x) - log(product);
 }
 
-// Gamma(s, 1) is looked at in t = ln(x / s), so that large numbers need not cancel: the density of t is exp(peak - s * fall(t)).
+// Gamma(s, 1) is treated in t = ln(x / s), so that no large numbers cancel: the density of t is exp(peak - s * fall(t)).
 FD_FN double fall_of(double t) { return expm1(t) - t; }
 
 FD_FN double ln_peak_of(double s) {
@@ -74,7 +74,7 @@ FD_FN double tail_of(double s, double t, double density, bool upper) {
 FD_FN double ln_gamma_quantile(double shape, double u) {
   const double ln_shape = log(shape), ln_peak = ln_peak_of(shape);
   const bool upper = u > 0.5;
-  // P <= x^shape / Gamma(shape + 1) bounds x below; above, no such u gets so far.
+  // P <= x^shape / Gamma(shape + 1) bounds x below. No u in this range reaches the bound above.
   double low = (log(u) + ln_gamma(shape + 1)) / shape - ln_shape;
   double high = fmax(low, log(2 * shape + 50) - ln_shape);
   // Wilson's and Hilferty's cube, with a rough normal quantile: a few percent off.

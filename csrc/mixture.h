@@ -1,13 +1,13 @@
 // What: soft tokens: for each row, weights [width] of a few candidate tokens, from their logits and noise; and the sum of the
 //   embeddings with such weights. THE arithmetic of both, for the CPU and the CUDA engine; the meaning in torch is fastdecode/engines/reference_soft.py.
-// Contract: the engine has sampled these rows, and tells their tokens, kept counts and flags. A row's first `kept` candidates are
+// Contract: the engine has sampled these rows and passes their tokens, kept counts and flags. A row's first `kept` candidates are
 //   survivors, the largest first. Padding has id -1, weight 0; in a flagged row every float is a NaN.
 // Idea: 1. ln pi of the candidates; 2. noise, and the key that weights follow; 3. weights = softmax(key / tau);
 //   4. the largest first; 5. the density of what was drawn.
 // Who does what: a team works on a row: one thread of a CPU, a warp of a GPU. Its lanes own candidates lane(), lane() + lanes(), ...
-// Numbers: double, rounded to float once at the end; logits are taken relative to the largest, and keys too before tau divides.
+// Numbers: double, rounded to float once at the end. The largest logit is subtracted first, and the largest key before tau divides.
 // Randomness: coordinates (seed, step, stream; token id), uses kSoftGumbel, or kSoftGamma and kSoftBoost.
-// Cost: a few hundred nanoseconds a row on a CPU; a gamma quantile takes half a microsecond. Limits: those of the engines' rooms.
+// Cost: a few hundred nanoseconds a row on a CPU; a gamma quantile takes half a microsecond. Limits: see cpu/soft.cpp and cuda/soft.cuh.
 #pragma once
 
 #include <math.h>

@@ -12,7 +12,7 @@ SUFFIXES = {".h", ".cpp", ".inl", ".cu", ".cuh"}
 
 
 def source_key() -> str:
-    """40 hexadecimal digits, as many as a build id usually has: of every source file and of setup.py, which has the flags."""
+    """40 hexadecimal digits, the usual length of a build id: a hash of every source file and of setup.py, which has the flags."""
     key = hashlib.sha256()
     for path in sorted(HERE.rglob("*")):
         if path.suffix in SUFFIXES:
