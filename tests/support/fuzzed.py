@@ -35,7 +35,13 @@ def program(what: str) -> Path:
     """The fuzzer for "rows" (address and undefined behaviour, all instruction sets) or "threads" (one is enough)."""
     files: dict[str, list[str]] = {
         name: []
-        for name in ("csrc/cpu/engine.cpp", "csrc/cpu/soft.cpp", "csrc/cpu/threads.cpp", "csrc/cpu/target_baseline.cpp", "tests/fuzz/fuzz.cpp")
+        for name in (
+            "csrc/cpu/engine.cpp",
+            "csrc/cpu/soft.cpp",
+            "csrc/cpu/threads.cpp",
+            "csrc/cpu/target_baseline.cpp",
+            "tests/fuzz/fuzz.cpp",
+        )
     }
     every = what == "rows" and platform.machine().lower() in ("x86_64", "amd64")
     if every:
