@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from .. import _native
-from .addresses import STATISTIC, Numbers, check, coordinate, embedding, rows_of, softening, streams_of
 from ..record import STATISTICS, Draw, Mixing, Wanted
+from .addresses import STATISTIC, Numbers, check, coordinate, embedding, rows_of, softening, streams_of
 
 check(_native)
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from ..record import STATISTICS, Draw, Mixing, Wanted
 from . import reference_soft
 from .addresses import check, coordinate, embedding, rows_of, softening, streams_of
-from ..record import STATISTICS, Draw, Mixing, Wanted
 
 _DTYPE = {"tokens": torch.int64, "kept": torch.int64, "status": torch.uint8, "top_ids": torch.int64}
 

@@ -243,10 +243,10 @@ def test_blocks_of_others_come_in_waves():
         (calibrate.Pass(4, ((10, 1755),)),), registers=40
     )  # a microsecond a step, one block a multiprocessor
     run = [one.run(constants.H100, [[4096]] * n, 0) - constants.GRAPH_KERNEL for n in (1, 132, 264)]
-    assert run == pytest.approx([1, 1, 2])
+    assert all(abs(found - wanted) < SHARE for found, wanted in zip(run, (1, 1, 2)))
     assert one.run(constants.H100, [[4096]], 30e6) == constants.GRAPH_KERNEL + 10, "no less than the bytes take"
     slow = one.run(constants.H100, [[4096], [5 * 4096]], 0) - constants.GRAPH_KERNEL
-    assert slow == pytest.approx(5), "the slowest row counts"
+    assert abs(slow - 5) < SHARE, "the slowest row counts"
 
 
 def test_a_sampler_by_rejection_goes_on_until_little_lies_above_its_token():

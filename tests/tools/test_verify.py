@@ -314,10 +314,10 @@ def test_exit_codes_and_summary(plain, monkeypatch, capsys, single_thread):
     if plain:
         monkeypatch.setitem(__import__("sys").modules, "rich.console", None)
     monkeypatch.setattr(samplers, "PEER_QUICK", samplers.Effort(1024, 2**12, 0, 2**12, 2**14, 16))
-    assert cli.main(["verify", "--quick", "--peer", "test_verify:gumbel"]) == 0
+    assert cli.main(["verify", "--quick", "--peer", "tests.tools.test_verify:gumbel"]) == 0
     said = capsys.readouterr().out
     assert "right. All tests together" in said and DRAWN[0] in said.replace("\n", "")
-    assert cli.main(["verify", "--quick", "--peer", "test_verify:ties_to_the_first"]) == 1
+    assert cli.main(["verify", "--quick", "--peer", "tests.tools.test_verify:ties_to_the_first"]) == 1
     said = capsys.readouterr().out
     assert f"wrong: {DRAWN[2]}" in said and "WRONG" in said
 
@@ -325,9 +325,9 @@ def test_exit_codes_and_summary(plain, monkeypatch, capsys, single_thread):
 @pytest.mark.parametrize("arguments, sentence", [
     (["--backend", "nonsense"], "known engines"),
     (["--peer", "nonsense"], "MODULE:FUNCTION"),
-    (["--peer", "test_verify:nonsense"], "cannot be imported"),
+    (["--peer", "tests.tools.test_verify:nonsense"], "cannot be imported"),
     (["--peer", "nonsense_module:f"], "cannot be imported"),
-    (["--peer", "test_verify:CPU"], "must be a function"),
+    (["--peer", "tests.tools.test_verify:CPU"], "must be a function"),
     (["--seed", "-1"], "whole number"),
     (["--device", "tpu"], "invalid choice"),
     (["--backend", "cpu", "--peer", "a:b"], "not allowed"),

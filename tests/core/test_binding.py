@@ -8,10 +8,12 @@ import pytest
 import torch
 
 import fastdecode as fd
-from fastdecode import addresses, dispatch
+from fastdecode import dispatch
+from fastdecode.engines import addresses
 
 pytest.importorskip("fastdecode._native")
-from fastdecode import _native, native
+from fastdecode import _native
+from fastdecode.engines import cpu as native
 from fastdecode.record import Draw, Mixing
 
 
