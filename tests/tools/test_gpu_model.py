@@ -28,6 +28,7 @@ from bench.gpu.model import (
 )
 from bench.gpu.model.calls import VOCAB, Call
 from fastdecode import dispatch
+from tests.support.tolerance import SHARE
 
 # ---- the budget ------------------------------------------------------------------------------------------------------
 
@@ -313,13 +314,13 @@ def test_the_parts_are_the_row():
 def test_a_pass_that_leaves_groups_out_takes_time_too():
     """A fourth wait for the cluster ends a pass over 63 groups, of which one is looked at."""
     parts = predicted(counts=counts.Counts(900, 10, 4, 126, 2, 0, 1000)).parts
-    assert parts["skipped groups"] * constants.H100.clock == pytest.approx(62 / 8 * 400)
+    assert abs(parts["skipped groups"] * constants.H100.clock - 62 / 8 * 400) < SHARE * 3100
 
 
 def test_masked_logits_are_written_and_nothing_is_drawn():
     one = predicted(writes=True, counts=counts.Counts(900, 10, 3, 126, 128, 0, 1000)).parts
     assert one["draw"] == 0 and one["writing"] * constants.H100.clock == 8 * 400
-    assert one["visits"] * constants.H100.clock == pytest.approx(1 / 8 * 1000), (
+    assert abs(one["visits"] * constants.H100.clock - 1 / 8 * 1000) < SHARE * 125, (
         "of 64, those that are written are no visits"
     )
     nothing = cost.Costs(*[cost.Way(0, 0)] * 7)
