@@ -1,6 +1,6 @@
-"""The compiled module takes raw addresses and checks nothing: see csrc/bindings.cpp. Only native.py and cuda.py call it."""
+"""The compiled module takes raw addresses and checks nothing: see csrc/bindings.cpp. Only engines/cpu.py and engines/cuda.py call it."""
 
-_Rows = tuple[int, ...]  # the groups of numbers are named in addresses.py
+_Rows = tuple[int, ...]  # the groups of numbers are named in engines/addresses.py
 _Coordinate = tuple[int, int, int]
 _Streams = tuple[int, int]
 _Output = tuple[int, int, float]

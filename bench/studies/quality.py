@@ -35,6 +35,7 @@ from fastdecode import hf, plotting
 from fastdecode.cli import generate
 from fastdecode.scaling import selection, texts
 
+from .. import RESULTS
 from .temperature_scaling import EXAMPLES, problems
 
 TEMPERATURES = (0.7, 1.0, 1.5, 2.0)
@@ -63,7 +64,6 @@ PROMPTS = (
 SUMS = problems(24)
 AT_ONCE = 8  # of them in one batch
 MEASURES = ("likelihood", "distinct-1", "distinct-2", "distinct-3", "self-BLEU", "right")
-RESULTS = Path(__file__).parent / "results"
 FOLDER = RESULTS / "quality"
 
 

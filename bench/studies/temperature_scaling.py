@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import random
 import time
-from pathlib import Path
 
 import torch
 
@@ -20,11 +19,12 @@ from fastdecode import hf, plan
 from fastdecode.cli import generate
 from fastdecode.scaling import selection, texts
 
+from .. import RESULTS
+
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4)
 EACH = 8
 ROUND = 2
 SEED = 1
-RESULTS = Path(__file__).parent / "results"
 FOLDER = RESULTS / "temperature-scaling"
 NAMES = ("Tom", "Anna", "Lee", "Maria", "Sam")
 THINGS = ("apples", "books", "coins", "shells", "cards")

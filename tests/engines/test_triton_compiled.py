@@ -26,7 +26,7 @@ def compiled(*arguments: str, tree: Path = ROOT) -> subprocess.CompletedProcess[
         **os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(ROOT / "build" / "triton"),
         "PYTHONPATH": os.pathsep.join((str(tree), str(ROOT))),
     }  # fmt: skip
-    command = [sys.executable, str(ROOT / "tests" / "compile_triton.py"), *arguments]
+    command = [sys.executable, str(ROOT / "tests" / "support" / "compile_triton.py"), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
 
 
@@ -77,9 +77,8 @@ def test_what_counts_as_a_fault():
 
 def test_a_kernel_that_another_checkout_compiled_has_its_lines_here():
     """Triton's cache goes by a kernel's text: where it was compiled may be gone."""
-    from compile_triton import _source
-
     import fastdecode
+    from tests.support.compile_triton import _source
 
     package = Path(fastdecode.__file__).parent
     assert _source(Path("/gone/fastdecode/__init__.py")) == package / "__init__.py"

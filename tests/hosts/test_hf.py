@@ -177,7 +177,7 @@ def test_top_h_variants_differ():
     paper = hf.TopHLogitsWarper(0.4, variant="paper")(None, x)
     assert torch.equal(paper, fd.truncate(x, fd.plan(fd.top_h(0.4))))
     differ = (kept(paper) != kept(theirs.TopHLogitsWarper(0.4)(None, x))).any(1)
-    assert differ.sum() == 60  # of 64, as SPEC.md 1.4 counts them
+    assert differ.sum() == 60  # of 64 rows
     with pytest.raises(ValueError, match="variant"):
         hf.TopHLogitsWarper(0.4, variant="authors")
 

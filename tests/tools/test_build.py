@@ -53,7 +53,7 @@ def test_the_version_stands_in_one_place():
         "setup.py",
         "README.md",
         "Makefile",
-        *(p.relative_to(ROOT) for p in ROOT.glob("fastdecode/*.py")),
+        *(p.relative_to(ROOT) for p in ROOT.glob("fastdecode/**/*.py")),
     ]
     literal = re.compile(rf"[\"']{re.escape(fd.__version__)}[\"']")
     assert [str(f) for f in files if literal.search((ROOT / f).read_text(encoding="utf-8"))] == [
@@ -340,7 +340,7 @@ def test_the_source_distribution_holds_what_a_build_and_the_tests_need(shipped):
         ".ci/run",
         "tests/data/smollm2_logits.safetensors",
     ]
-    for folder, pattern in (("csrc", "**/*"), ("tests", "*.py"), ("fastdecode", "**/*.py"), ("examples", "*.py")):
+    for folder, pattern in (("csrc", "**/*"), ("tests", "**/*.py"), ("fastdecode", "**/*.py"), ("examples", "*.py")):
         tracked += [str(path.relative_to(ROOT)) for path in ROOT.glob(f"{folder}/{pattern}") if path.is_file()]
     assert [name for name in tracked if not (shipped / "tree" / name).is_file()] == []
     assert not list((shipped / "tree" / "fastdecode").glob("*.so"))

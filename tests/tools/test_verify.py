@@ -350,5 +350,5 @@ def test_without_scipy_there_is_a_sentence(monkeypatch, capsys):
 
 
 def test_the_doctor_does_not_load_the_judge():
-    assert fd.info()["self-test"]  # and scipy stays optional: report.py imports nothing of verify
+    assert fd.info()["self-test"]  # and scipy stays optional: doctor.py imports nothing of verify
     assert "verify" not in vars(__import__("fastdecode.cli.doctor", fromlist=["doctor"]))
