@@ -118,7 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
             bench.say({"stopped": f"time was up after {place - options.first} of {len(todo) - options.first} cases"})
             break
         print(place, todo[place].rule, sep="\t", flush=True)
-        ended = bench.cpu.run(todo[place])
+        ended = bench.run(todo[place])
         if ended != Ended.DONE:
             return ended
     return Ended.DONE

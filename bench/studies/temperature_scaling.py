@@ -78,7 +78,11 @@ def vote(answers: list[list[str | None]], early: bool) -> tuple[str | None, int]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.studies.temperature_scaling",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--problems", type=int, default=30)
     parser.add_argument("--minutes", type=float, default=15, help="make no more texts after so long")
     parser.add_argument("--plot", action="store_true", help="write results/temperature-scaling.png")

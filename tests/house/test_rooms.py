@@ -152,3 +152,16 @@ def test_a_header_compiles_alone(path):
     command = ["c++", *flags, "-w", "-fsyntax-only", str(path)]
     done = subprocess.run(command, cwd=ROOT / "csrc", capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_file_that_is_named_is_there():
+    """In a comment, a message or a command, by its whole path from the root."""
+    not_ours = {"csrc/edge.h", "docs/PAGE.md", "tests/generation/test_logits_process.py"}  # made up; transformers'
+    missing = []
+    for path in [*SOURCES, *(ROOT / "docs").glob("*.md"), ROOT / "Makefile", ROOT / "pyproject.toml"]:
+        for name in re.findall(
+            rf"(?<![\w/.-])(?:{'|'.join(OURS)}|docs)(?:/\w+)+\.(?:py|h|inl|cpp|cu|cuh|md)\b", path.read_text()
+        ):
+            if name not in not_ours and not (ROOT / name).is_file():
+                missing.append(f"{path.relative_to(ROOT)} names {name}")
+    assert missing == []

@@ -1,6 +1,6 @@
 """`make lint`: what mypy --strict and pyright say to a user. They read user_code.py, and the Python of the README.
 
-python tests/house/user_types.py
+python -m tests.house.user_types
 """
 
 from __future__ import annotations

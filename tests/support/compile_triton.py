@@ -1,7 +1,7 @@
 """Compiles the Triton engine's kernels for a GPU that is not there, by calling the engine with launches left out, and judges
 what comes out: `make gpu-compile`, and test_triton_compiled.py in a process of its own.
 
-    python tests/support/compile_triton.py cuda:90 [float32 bfloat16 ...]
+    python -m tests.support.compile_triton cuda:90 [float32 bfloat16 ...]
 
 Prints one line for each kernel; exits with 1 and one sentence for each fault: a call that fails, a kernel that keeps variables in
 memory for want of registers, a kernel compiled again for another batch, length, plan, seed or value, and an odd row that costs
@@ -271,7 +271,11 @@ def worst(variants: list[Variant]) -> dict[str, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.support.compile_triton",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("target", help="cuda:90, cuda:80, cuda:100, hip:gfx942, ...")
     parser.add_argument("dtypes", nargs="*", help=f"of {', '.join(DTYPES)}; default: all")
     arguments = parser.parse_args()

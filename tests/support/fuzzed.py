@@ -1,6 +1,6 @@
 """Builds tests/fuzz with sanitizers and runs it: random plans x hostile rows x instruction sets, and many callers at once.
 
-    python tests/support/fuzzed.py [--seconds 600] [--seed 1]      what `make fuzz` does
+    python -m tests.support.fuzzed [--seconds 600] [--seed 1]      what `make fuzz` does
 
 Of UndefinedBehaviorSanitizer the checks of null, object size and overflowing pointers are left out: they double the time of the
 compiler, and AddressSanitizer sees what they would lead to.
@@ -64,7 +64,9 @@ def _run(command: list[str], seconds: float) -> subprocess.CompletedProcess[str]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.support.fuzzed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seconds", type=float, default=600.0, help="three quarters for rows, the rest for threads")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="default: another one each time")
     given = parser.parse_args()

@@ -1,6 +1,6 @@
 """Markdown pages as the tests read them: code that is run, what it prints and draws, links, tables.
 
-python tests/support/pages.py docs/rules.md    runs the page's code, writes what it printed into the page, and its pictures beside it
+python -m tests.support.pages docs/rules.md    runs the page's code, writes what it printed into the page, and its pictures beside it
 """
 
 from __future__ import annotations
