@@ -13,7 +13,7 @@ from functools import cache
 
 import torch
 
-from fastdecode.cli.plot import rows_of_file
+from fastdecode.cli.plot import check_finite, rows_of_file
 from tests.support import cases
 
 OFFSET, JITTER = 2.0, 0.25
@@ -52,11 +52,7 @@ def own(path: str) -> torch.Tensor:
         raise ValueError(
             f"--logits must hold rows of at least {SHORTEST} logits; those of {path!r} have {found.shape[1]}"
         )
-    bad = ~((found < torch.inf).all(1) & (found > -torch.inf).any(1))
-    if bad.any():
-        raise ValueError(
-            f"--logits must hold finite logits, or -inf for some; row {int(bad.nonzero()[0])} of {path!r} holds NaN or +inf, or nothing but -inf"
-        )
+    check_finite(found, path)
     return found
 
 

@@ -63,7 +63,9 @@ def row_of_file(path: str, number: int = 0) -> Row:
     rows, name = rows_of_file(path), Path(path).name
     if not 0 <= number < len(rows):
         raise ValueError(f"--row must be below {len(rows)}, the number of rows in {name}; got {number}")
-    return Row(rows[number].float(), f"row {number} of {name}")
+    row = rows[number].float()
+    check_finite(row[None], path, number)
+    return Row(row, f"row {number} of {name}")
 
 
 def rows_of_file(path: str) -> torch.Tensor:
@@ -83,6 +85,20 @@ def rows_of_file(path: str) -> torch.Tensor:
             f"{path!r} must hold logits, numbers of shape [V] or [B, V]; got {given.dtype} of shape {list(given.shape)}"
         )
     return given.reshape(-1, given.shape[-1])
+
+
+def check_finite(rows: torch.Tensor, path: str, first: int = 0) -> None:
+    """`rows`, float [B, V], are those of a file from number `first` on.
+
+    Raises:
+        ValueError: a row holds NaN or +inf, or nothing but -inf.
+    """
+    bad = ~((rows < torch.inf).all(1) & (rows > -torch.inf).any(1))
+    if bad.any():
+        raise ValueError(
+            f"--logits must hold finite logits, or -inf for some; row {first + int(bad.nonzero()[0])} of {path!r} holds NaN or +inf, or "
+            "nothing but -inf"
+        )
 
 
 def _of_npy(file: Path) -> torch.Tensor:
