@@ -2,8 +2,8 @@
 //
 // Python passes groups of numbers, a tuple for each: seed is (number, address, stride). A group is spelled once, here: at(name,
 // destination) for each number, in order. bindings.cpp visits the groups of a call to fill the destinations, and to list the names;
-// fastdecode/addresses.py compares the names with its own when it is imported. Without that, numbers whose places were swapped on one
-// side would be addresses taken for sizes.
+// fastdecode/engines/addresses.py compares the names with its own when it is imported. Without that, numbers whose places were
+// swapped on one side would be addresses taken for sizes.
 #pragma once
 
 #include <stdint.h>

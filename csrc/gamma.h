@@ -1,5 +1,5 @@
 // Gamma numbers for Dirichlet weights: ln G(a) = ln Q(u; a + 1) + ln(v) / a, where Q is the quantile of Gamma(a + 1, 1). The twin in
-// Python, which also says why, is fastdecode/gamma.py.
+// Python, which also says why, is fastdecode/engines/gamma.py.
 //
 // Numbers: double, a few parts in 10^10 of a standard deviation. Cost: half a microsecond a quantile.
 #pragma once
