@@ -92,7 +92,7 @@ if "triton" in dispatch.ENGINES:
     import triton as compiler
     import triton.language as tl
 
-    from fastdecode.engines.triton.narrow import exponentials
+    from fastdecode.engines.triton.draw import exponentials
 
     @compiler.jit
     def exponentials_kernel(out_ptr, first, seed_ptr, step_ptr, stream_ptr):
@@ -145,7 +145,7 @@ def test_neither_slices_nor_tiles_nor_neighbours_show(triton, plan, monkeypatch)
     if not INTERPRETED:
         return  # compiled kernels keep the sizes that they were compiled with
     for name, size in (("TILE", 2), ("HALF_TILE", 1), ("SPAN", 4)):
-        for module in ("measure", "search", "narrow", "outputs", "launch"):
+        for module in ("measure", "search", "narrow", "draw", "outputs", "launch"):
             monkeypatch.setattr(f"fastdecode.engines.triton.{module}.{name}", tl.constexpr(size), raising=False)
     check_same(everything(x, plan), expected)
 
@@ -168,12 +168,12 @@ FAULTS = (
     ("a group too few", "measure", "place < n, other=0), place < n", "place < n, other=0), place < n - 1", "peaked", "top_p(0.9)"),
     ("ties are parted", "search", "key[None, :] >= pivot[:, None]", "(key[None, :] > pivot[:, None]) | (lane[None, :] == place[:, None])", "integer ties", "top_k(50)"),
     ("the crossing group goes", "search", "met & (place < n), pivot, NO_KEY", "met & (place < n), pivot + 1, NO_KEY", "flat", "top_p(0.9)"),
-    ("the group that overshoots stays", "narrow", "(how != STOP_AFTER) & (key > NO_KEY), key + 1, key", "(how != STOP_AFTER) & (key < NO_KEY), key + 1, key", "flat", "top_h(0.4)"),
+    ("the group that overshoots stays", "narrow", "(stop != STOP_AFTER) & (key > NO_KEY), key + 1, key", "(stop != STOP_AFTER) & (key < NO_KEY), key + 1, key", "flat", "top_h(0.4)"),
     ("the slack is dropped", "search", "1.0 - SLACK, 1.0 + SLACK", "1.0, 1.0", "exact on paper", "top_p"),
     ("the slack of a floor is dropped", "narrow", "edge - SLACK", "edge + SLACK", "exact on paper", "min_p"),
-    ("the highest id wins a tie", "narrow", "tl.min(tl.min(tl.where(x == wanted, ids, LAST_KEY), 1), 0)", "tl.max(tl.max(tl.where(x == wanted, ids, -1), 1), 0)", "all equal", "greedy"),
+    ("the highest id wins a tie", "draw", "tl.min(tl.min(tl.where(x == wanted, ids, LAST_KEY), 1), 0)", "tl.max(tl.max(tl.where(x == wanted, ids, -1), 1), 0)", "all equal", "greedy"),
     ("groups at the bound are passed over", "measure", 'other=-float("inf")) >= lo', 'other=-float("inf")) > lo', "V=32000", "top_k(50)"),
-    ("groups share a stream with tokens", "narrow", "stream | GROUP_STREAM", "stream | TOKEN_STREAM", "flat", "nothing"),
+    ("groups share a stream with tokens", "draw", "stream | GROUP_STREAM", "stream | TOKEN_STREAM", "flat", "nothing"),
 )  # fmt: skip
 
 

@@ -1,6 +1,5 @@
 """The Triton engine: every GPU that Triton compiles for, with no compiler at build time; and the CPU, slowly, in Triton's
-interpreter. This file allocates and launches; the kernels are in measure.py, narrow.py, outputs.py and
-soft.py.
+interpreter. This file allocates and launches; the kernels are in measure.py, narrow.py, outputs.py and soft.py.
 
 No call waits for the GPU, and nothing is compiled again for another batch, length or value: only for another dtype or another
 alignment of the rows.
@@ -15,7 +14,8 @@ import torch
 
 from ...record import Draw, Mixing, Wanted, drop_samples
 from . import soft as triton_soft
-from .measure import AT_DRAW, AT_ONE, GROUP, GROUP_FLOATS, GROUP_INTS, ROW_NUMBERS, TILE, measure_kernel
+from .draw import Drawn
+from .measure import AT_DRAW, AT_ONE, GROUP, GROUP_FLOATS, GROUP_INTS, ROW_NUMBERS, TILE, Memory, measure_kernel
 from .narrow import rows_kernel
 from .outputs import (  # fmt: skip
     ENTROPY,
@@ -24,6 +24,8 @@ from .outputs import (  # fmt: skip
     MARGIN,
     MAX_PROB,
     RAW_LOGPROBS,
+    Best,
+    Statistics,
     best_kernel,
     statistics_kernel,
     write_kernel,
@@ -52,20 +54,21 @@ class _Rows:
         each, device = self.answers, logits.device
         floats = torch.empty(each * (GROUP_FLOATS.value * groups + GROUP.value), dtype=torch.float32, device=device)
         ints = torch.empty(each * (GROUP_INTS.value * groups + GROUP.value), dtype=torch.int32, device=device)
-        self.groups = (floats, ints, groups)
+        numbers = torch.empty(each * ROW_NUMBERS.value, dtype=torch.float64, device=device)
+        self.memory = Memory(floats, ints, numbers)
+        self.groups = groups
         self.plans = plans
-        self.numbers = torch.empty(each * ROW_NUMBERS.value, dtype=torch.float64, device=device)
         self.batch = batch
         self.slices = slices(batch, limit, processors(logits.device))
 
     def measure(self, asked: int) -> None:
         grid = (self.batch, self.slices)
-        measure_kernel[grid](*self.logits, *self.cuts, *self.groups, self.plans, asked, self.vec, **_LAUNCH)
+        measure_kernel[grid](*self.logits, *self.cuts, self.memory, self.groups, self.plans, asked, self.vec, **_LAUNCH)
 
     def run(self, *draws) -> None:
         """`draws`: coordinates, number of samples, and where they go; none: only the cuts are run."""
         rows_kernel[(self.answers,)](
-            *self.logits, *self.cuts, *self.groups, self.plans, self.numbers, *(draws or (None,) * 14), self.vec, bool(draws), **_LAUNCH
+            *self.logits, *self.cuts, self.memory, self.groups, self.plans, *(draws or (None,) * 11), self.vec, bool(draws), **_LAUNCH
         )  # fmt: skip
 
 
@@ -80,7 +83,7 @@ def truncate(
         rows.measure(0)
         rows.run()
         write_kernel[(rows.batch, rows.slices)](
-            logits, logits.stride(0), rows.vocab, vocab_limit, *rows.cuts, rows.numbers, out, out.stride(0), filter_value,
+            logits, logits.stride(0), rows.vocab, vocab_limit, *rows.cuts, rows.memory, out, out.stride(0), filter_value,
             min(rows.vec, _vector(out)), **_LAUNCH,
         )  # fmt: skip
 
@@ -127,20 +130,21 @@ def _sample(
         rows = _Rows(logits, cuts, draw.vocab_limit, math.prod(rows_of[1:]))
         at_one = asked & (RAW_LOGPROBS.value | LOGPROBS_OF.value) or wanted.top_logprobs
         rows.measure((1 << AT_ONE.value if at_one else 0) | (1 << AT_DRAW.value if asked else 0))
-        rows.run(*_coordinates(draw, found), n, found["tokens"], found["logprobs"], found["kept"], found["status"])
+        rows.run(
+            *_coordinates(draw, found), n, Drawn(*(found[name] for name in ("tokens", "logprobs", "kept", "status")))
+        )
         if asked:
-            unused = rows.groups[0]  # of the same type, so that nothing is compiled for it
+            unused = rows.memory.floats_ptr  # of the same type, so that the kernel is not compiled again
+            statistics = Statistics(*(found.get(field.removesuffix("_ptr"), unused) for field in Statistics._fields))
             statistics_kernel[(rows.answers,)](
-                *rows.logits, *rows.cuts, *rows.groups, rows.plans, rows.numbers, asked,
-                *(found.get(name, unused) for name in ("entropy", "kept_mass", "max_prob", "margin")),
-                found["tokens"], found.get("raw_logprobs", unused), n,
-                found["tokens"] if ids is None else ids, found.get("logprobs_of", unused), 0 if ids is None else ids.shape[1],
-                rows.vec, **_LAUNCH,
+                *rows.logits, *rows.cuts, rows.memory, rows.groups, rows.plans, asked, statistics, found["tokens"], n,
+                found["tokens"] if ids is None else ids, 0 if ids is None else ids.shape[1], rows.vec, **_LAUNCH,
             )  # fmt: skip
         if wanted.top_logprobs:
             best = torch.empty_like(found["top_logprobs"])
             best_kernel[(rows.batch,)](
-                *rows.logits, *rows.groups, rows.numbers, best, found["top_logprobs"], found["top_ids"], wanted.top_logprobs, rows.vec, **_LAUNCH
+                *rows.logits, rows.memory, rows.groups, Best(best, found["top_logprobs"], found["top_ids"]), wanted.top_logprobs,
+                rows.vec, **_LAUNCH,
             )  # fmt: skip
             # By logit: log-probabilities of different logits may be one float. Stable, so that the lower id comes first.
             order = best.sort(dim=1, descending=True, stable=True).indices

@@ -24,17 +24,18 @@ Limits    2^31 tokens a row. One program does a row's search: a flat row alone o
 from __future__ import annotations
 
 import inspect
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 
-from ... import philox, rules
+from ... import philox, record, rules
 
 GROUP = tl.constexpr(philox.GROUP_SIZE)
 TILE = tl.constexpr(16)  # groups that a pass holds at once
 HALF_TILE = tl.constexpr(
     8
-)  # the same in `gather`: with an address for each token a whole tile does not fit into registers
+)  # the same in `gather`: there each token has an address, and a tile would not fit in registers
 LANES = tl.constexpr(32)  # of a warp
 SPAN = tl.constexpr(1024)  # groups whose maxima are held at once
 LOWEST = tl.constexpr(-3.4028234663852886e38)  # the smallest finite logit: -inf never survives
@@ -42,6 +43,7 @@ LN2 = tl.constexpr(0.6931471805599453)
 NO_KEY = tl.constexpr(-(2**31))  # below the key of every logit
 LAST_KEY = tl.constexpr(2**31 - 1)
 
+OK, NAN, EMPTY = tl.constexpr(record.OK), tl.constexpr(record.NAN), tl.constexpr(record.EMPTY)
 FLOOR, PREFIX, DRAW = tl.constexpr(rules.FLOOR), tl.constexpr(rules.PREFIX), tl.constexpr(rules.DRAW)
 BY_LOGIT = tl.constexpr(rules.BY_LOGIT)
 COUNT, MASS, SURPRISAL = tl.constexpr(rules.COUNT), tl.constexpr(rules.MASS), tl.constexpr(rules.SURPRISAL)
@@ -59,9 +61,59 @@ GROUP_FLOATS, OWN, SURVIVING = tl.constexpr(8), tl.constexpr(1), tl.constexpr(7)
 GROUP_INTS = tl.constexpr(2)
 AT_FIRST, AT_DRAW, AT_ONE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
-# Of each row, float64, from rows_kernel to those after it.
-ROW_NUMBERS = tl.constexpr(8)
-LO_AT, HI_AT, TOKEN_AT, MASS_AT, MAX_AT, STATUS_AT, OVERFLOW_AT, ALIVE_AT = (tl.constexpr(i) for i in range(8))
+
+# Bundles: named tuples, which Triton takes apart when it compiles. An argument of a kernel is one only if all its parts are fresh
+# tensors: Triton compiles again for another value of a number in a tuple, and for another alignment of a tensor.
+
+
+class Memory(NamedTuple):
+    """What the kernels of a call leave for each other: GROUP_FLOATS and GROUP_INTS of each group, ROW_NUMBERS of each row."""
+
+    floats_ptr: Any
+    ints_ptr: Any
+    numbers_ptr: Any
+
+
+class Row(NamedTuple):
+    logits_ptr: Any
+    floats_ptr: Any
+    ints_ptr: Any
+    groups: Any
+    limit: Any  # of the ids
+    overflow: Any  # does it hold +inf?
+
+
+class Survivors(NamedTuple):
+    """The tokens of [lo, hi]; `top` is the largest, and y = (x - top) * c."""
+
+    lo: Any
+    hi: Any
+    top: Any
+    c: Any
+
+
+class Numbers(NamedTuple):
+    """What rows_kernel says of a row to the kernels after it, in float64."""
+
+    lo: Any  # of the survivors
+    hi: Any
+    token: Any  # of a greedy row
+    mass: Any  # of the survivors, relative to the row's largest logit
+    max_: Any
+    status: Any
+    overflow: Any
+    alive: Any  # tokens above -inf
+
+
+class Sums(NamedTuple):
+    """Of 1, 2^y and y 2^y over tokens."""
+
+    n: Any
+    mass: Any
+    moment: Any
+
+
+ROW_NUMBERS = tl.constexpr(len(Numbers._fields))
 
 # A stream is use << 56 | sample << 40 | request id.
 TOKEN_STREAM, GROUP_STREAM = (
@@ -80,7 +132,7 @@ def kernel(function):
 
 
 @triton.jit
-def tokens_at(row_ptr, group, valid, limit, overflow, VEC: tl.constexpr):
+def tokens_at(row, group, valid, VEC: tl.constexpr):
     """The logits [n, GROUP] of n groups as float32, -inf where there is none.
 
     Loaded as [parts, n, WIDTH]: Triton deals tokens out to a warp's lanes first, then to warps along the axis before. So a warp
@@ -93,9 +145,9 @@ def tokens_at(row_ptr, group, valid, limit, overflow, VEC: tl.constexpr):
     part = tl.arange(0, GROUP // WIDTH)[:, None, None] * WIDTH
     lane = tl.arange(0, WIDTH)[None, None, :]
     ids = first + part + lane
-    there = valid[None, :, None] & (ids // VEC * VEC < limit)
-    x = as_float(tl.load(row_ptr + first + lane + part, there, other=-float("inf")))
-    x = without_inf(tl.where(ids < limit, x, -float("inf")), overflow)
+    there = valid[None, :, None] & (ids // VEC * VEC < row.limit)
+    x = as_float(tl.load(row.logits_ptr + first + lane + part, there, other=-float("inf")))
+    x = without_inf(tl.where(ids < row.limit, x, -float("inf")), row.overflow)
     return tl.reshape(tl.permute(x, (1, 0, 2)), (group.shape[0], GROUP))
 
 
@@ -179,25 +231,25 @@ def wants_sums(cut_ptr):
 @kernel
 def measure_kernel(
     logits_ptr, row_stride: tl.int64, limit: tl.int32, cuts_ptr, cuts_stride: tl.int64, n_cuts: tl.int32,
-    floats_ptr, ints_ptr, groups: tl.int32, plans: tl.int32, asked: tl.int32, VEC: tl.constexpr,
+    memory, groups: tl.int32, plans: tl.int32, asked: tl.int32, VEC: tl.constexpr,
 ):  # fmt: skip
     """What each group of a slice of a row holds, for each of the row's plans. `asked`: the temperatures to do it for, as bits; of
     AT_FIRST the plan decides."""
-    row = tl.program_id(0).to(tl.int64)
-    row_ptr = start_of(logits_ptr, row * row_stride, VEC)
+    number = tl.program_id(0).to(tl.int64)
+    row = row_of(logits_ptr, row_stride, limit, memory, groups, number, 1, False, VEC)
     for tile in range(tl.program_id(1), tl.cdiv(groups, TILE), tl.num_programs(1)):
         group = tile * TILE + tl.arange(0, TILE)
         valid = group < groups
-        x = tokens_at(row_ptr, group, valid, limit, False, VEC)
+        x = tokens_at(row, group, valid, VEC)
         top = tl.max(x, 1)
         counted = tl.where((top == float("inf"))[:, None], x == float("inf"), x > -float("inf"))
         is_nan = tl.max((x != x).to(tl.int32), 1) > 0
         n = tl.sum(counted.to(tl.int32), 1)
         for plan in range(plans):
-            cut_ptr = plan_of(cuts_ptr, cuts_stride, n_cuts, row, plan)
-            to_ptr = floats_ptr + (row * plans + plan) * row_of(GROUP_FLOATS, groups) + group
+            cut_ptr = plan_of(cuts_ptr, cuts_stride, n_cuts, number, plan)
+            to_ptr = memory.floats_ptr + (number * plans + plan) * words_of(GROUP_FLOATS, groups) + group
             tl.store(to_ptr, tl.where(is_nan, float("nan"), top), valid)
-            tl.store(ints_ptr + (row * plans + plan) * row_of(GROUP_INTS, groups) + group, n, valid)
+            tl.store(memory.ints_ptr + (number * plans + plan) * words_of(GROUP_INTS, groups) + group, n, valid)
             wanted = asked | wants_sums(cut_ptr).to(tl.int32)  # bit AT_FIRST
             first_c = scale_of(tl.load(cut_ptr + TEMPERATURE_AT))
             draw_c = scale_of(tl.load(cut_ptr + (n_cuts - 1) * FIELDS + TEMPERATURE_AT))
@@ -213,9 +265,9 @@ def measure_kernel(
 
 
 @triton.jit
-def plan_of(cuts_ptr, cuts_stride, n_cuts, row, plan):
-    """The first cut of one of the plans of a row: it has one for each temperature that it is sampled at."""
-    return cuts_ptr + row * cuts_stride + plan * n_cuts * FIELDS
+def plan_of(cuts_ptr, cuts_stride, n_cuts, number, plan):
+    """The first cut of one of a row's plans. A row has a plan for each temperature that it is sampled at."""
+    return cuts_ptr + number * cuts_stride + plan * n_cuts * FIELDS
 
 
 @triton.jit
@@ -226,9 +278,18 @@ def beside_top(w, y):
 
 
 @triton.jit
-def row_of(fields: tl.constexpr, groups):
-    """How much memory a row has: `fields` for each group, and a list of few tokens."""
+def words_of(fields: tl.constexpr, groups):
+    """The memory of a row: `fields` for each group, and a list of few tokens."""
     return fields * groups + GROUP
+
+
+@triton.jit
+def row_of(logits_ptr, row_stride, limit, memory, groups, number, plans, overflow, VEC: tl.constexpr):
+    """A row of answers; a row of logits has `plans` of them."""
+    return Row(
+        start_of(logits_ptr, number // plans * row_stride, VEC), memory.floats_ptr + number * words_of(GROUP_FLOATS, groups),
+        memory.ints_ptr + number * words_of(GROUP_INTS, groups), groups, limit, overflow,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -239,8 +300,26 @@ def start_of(logits_ptr, offset, VEC: tl.constexpr):
 
 
 @triton.jit
-def merge(floats_ptr, groups, max, at, c, keep: tl.constexpr):
+def write_numbers(memory, number, numbers):
+    for at in tl.static_range(ROW_NUMBERS):
+        tl.store(memory.numbers_ptr + number * ROW_NUMBERS + at, numbers[at].to(tl.float64))
+
+
+@triton.jit
+def read_numbers(memory, number):
+    """What is not used is not loaded."""
+    at_ptr = memory.numbers_ptr + number * ROW_NUMBERS
+    lo, hi, token, mass = tl.load(at_ptr), tl.load(at_ptr + 1), tl.load(at_ptr + 2), tl.load(at_ptr + 3)
+    max_, status, overflow, alive = tl.load(at_ptr + 4), tl.load(at_ptr + 5), tl.load(at_ptr + 6), tl.load(at_ptr + 7)
+    return Numbers(
+        lo.to(tl.float32), hi.to(tl.float32), token.to(tl.int32), mass, max_.to(tl.float32), status, overflow != 0, alive
+    )  # fmt: skip
+
+
+@triton.jit
+def merge(row, max_, at, c, keep: tl.constexpr):
     """Mass and moment of a whole row relative to its maximum, from those of its groups; `keep`: leave their masses for the draw."""
+    floats_ptr, groups = row.floats_ptr, row.groups
     mass = tl.zeros((), tl.float64)
     moment = tl.zeros((), tl.float64)
     for start in range(0, groups, SPAN):
@@ -248,7 +327,7 @@ def merge(floats_ptr, groups, max, at, c, keep: tl.constexpr):
         top = tl.load(floats_ptr + group, group < groups, other=-float("inf"))
         own_ptr = floats_ptr + (OWN + 2 * at) * groups + group
         own = tl.load(own_ptr, top > -float("inf"), other=0.0)
-        shift = scaled(top, max, c)
+        shift = scaled(top, max_, c)
         factor = tl.exp2(shift)
         own_moment = tl.load(own_ptr + groups, top > -float("inf"), other=0.0)
         factor = tl.where(top > -float("inf"), factor, 0.0)
@@ -260,60 +339,61 @@ def merge(floats_ptr, groups, max, at, c, keep: tl.constexpr):
 
 
 @triton.jit
-def list_groups(floats_ptr, ints_ptr, groups, lo):
-    """Lists the groups whose maximum reaches `lo`, ascending; how many they are."""
-    tl.debug_barrier()  # nobody may still be reading the last list
+def list_groups(row, lo):
+    """Lists the groups whose maximum reaches `lo`, ascending, and returns their number."""
+    groups = row.groups
+    tl.debug_barrier()  # every thread has read the last list
     n = 0
     for start in range(0, groups, SPAN):
         group = start + tl.arange(0, SPAN)
-        reaches = (tl.load(floats_ptr + group, group < groups, other=-float("inf")) >= lo) & (group < groups)
+        reaches = (tl.load(row.floats_ptr + group, group < groups, other=-float("inf")) >= lo) & (group < groups)
         place = n + tl.cumsum(reaches.to(tl.int32), 0) - 1
-        tl.store(ints_ptr + groups + place, group, reaches)
+        tl.store(row.ints_ptr + groups + place, group, reaches)
         n += tl.sum(reaches.to(tl.int32), 0)
     tl.debug_barrier()
     return n
 
 
 @triton.jit
-def listed(ints_ptr, groups, start, n, SIZE: tl.constexpr):
-    """Groups of the list, and which of them there are."""
+def listed(row, start, n, SIZE: tl.constexpr):
+    """SIZE groups of the list of n, and which of them exist."""
     place = start + tl.arange(0, SIZE)
-    return tl.load(ints_ptr + groups + place, place < n, other=0), place < n
+    return tl.load(row.ints_ptr + row.groups + place, place < n, other=0), place < n
 
 
 @triton.jit
-def survivor_sums(row_ptr, floats_ptr, ints_ptr, groups, n_listed, limit, overflow, lo, hi, base, c, VEC: tl.constexpr):
-    """Count, mass and moment of the survivors in the listed groups; leaves the groups' masses for the draw."""
+def survivor_sums(row, n_listed, survivors, VEC: tl.constexpr):
+    """Sums over the survivors in the listed groups; leaves the groups' masses for the draw."""
     n = tl.zeros((TILE,), tl.int32)
     mass = tl.zeros((TILE,), tl.float64)
     moment = tl.zeros((TILE,), tl.float64)
     for start in range(0, n_listed, TILE):
-        group, valid = listed(ints_ptr, groups, start, n_listed, TILE)
-        x = tokens_at(row_ptr, group, valid, limit, overflow, VEC)
-        inside = (x >= lo) & (x <= hi)
-        y = scaled(x, base, c)
+        group, valid = listed(row, start, n_listed, TILE)
+        x = tokens_at(row, group, valid, VEC)
+        inside = (x >= survivors.lo) & (x <= survivors.hi)
+        y = scaled(x, survivors.top, survivors.c)
         w = tl.where(inside, tl.exp2(y), 0.0)
         rest, tops = beside_top(w, y)
-        tl.store(floats_ptr + SURVIVING * groups + group, rest + tops, valid)
+        tl.store(row.floats_ptr + SURVIVING * row.groups + group, rest + tops, valid)
         n += tl.sum(inside.to(tl.int32), 1)
         mass += rest.to(tl.float64) + tops.to(tl.float64)
         moment += tl.sum(w * y, 1).to(tl.float64)
-    return tl.sum(n, 0), tl.sum(mass, 0), tl.sum(moment, 0)
+    return Sums(tl.sum(n, 0), tl.sum(mass, 0), tl.sum(moment, 0))
 
 
 @triton.jit
-def spread(row_ptr, ints_ptr, groups, n_listed, limit, overflow, lo, hi, base, c, centre, unit, VEC: tl.constexpr):
+def spread(row, n_listed, survivors, centre, unit, VEC: tl.constexpr):
     """The number of survivors, and the sums of e = (x - centre) * unit, of its square, and of 4^y."""
     n = tl.zeros((TILE,), tl.int32)
     total = tl.zeros((TILE,), tl.float64)
     squares = tl.zeros((TILE,), tl.float64)
     mass2 = tl.zeros((TILE,), tl.float64)
     for start in range(0, n_listed, TILE):
-        group, valid = listed(ints_ptr, groups, start, n_listed, TILE)
-        x = tokens_at(row_ptr, group, valid, limit, overflow, VEC)
-        inside = (x >= lo) & (x <= hi)
+        group, valid = listed(row, start, n_listed, TILE)
+        x = tokens_at(row, group, valid, VEC)
+        inside = (x >= survivors.lo) & (x <= survivors.hi)
         e = tl.where(inside, x * unit - centre * unit, 0.0)
-        w = tl.where(inside, tl.exp2(scaled(x, base, c)), 0.0)
+        w = tl.where(inside, tl.exp2(scaled(x, survivors.top, survivors.c)), 0.0)
         n += tl.sum(inside.to(tl.int32), 1)
         total += tl.sum(e, 1).to(tl.float64)
         squares += tl.sum(e * e, 1).to(tl.float64)

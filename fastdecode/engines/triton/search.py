@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -13,29 +15,40 @@ from .measure import (
 )  # fmt: skip
 
 
+class Prefix(NamedTuple):
+    """A walk: through the survivors by `order`, until what `measure` adds up meets `need`, as `stop` says."""
+
+    order: Any
+    centre: Any  # of the typicality order
+    measure: Any
+    stop: Any
+    need: Any  # with its slack
+    rank: Any  # a guess of how many tokens the walk passes
+
+
 @triton.jit
 def measured(measure, part, moment, whole_mass, whole_moment):
     """What a prefix has added up to; `part` is its count or its mass."""
-    found = part
+    value = part
     if measure > MASS:
         if measure == SURPRISAL:
-            found = (part * tl.log(whole_mass) - LN2 * moment) / whole_mass
+            value = (part * tl.log(whole_mass) - LN2 * moment) / whole_mass
         else:
-            found = tl.log(part) - LN2 * moment / part
-    return found
+            value = tl.log(part) - LN2 * moment / part
+    return value
 
 
 @triton.jit
 def needed(measure, stop, need, whole_mass, whole_moment):
-    """What it must reach; the slack is already in it."""
+    """What it must reach, slack included."""
     slack = tl.where(stop == STOP_AFTER, 1.0 - SLACK, 1.0 + SLACK).to(tl.float64)
-    found = need.to(tl.float64)
+    value = need.to(tl.float64)
     if measure == MASS:
-        found = found * whole_mass * slack
+        value = value * whole_mass * slack
     elif measure > MASS:
         entropy = tl.log(whole_mass) - LN2 * whole_moment / whole_mass
-        found = tl.where(entropy < CERTAIN, -float("inf"), found * entropy * slack)
-    return found
+        value = tl.where(entropy < CERTAIN, -float("inf"), value * entropy * slack)
+    return value
 
 
 @triton.jit
@@ -44,8 +57,9 @@ def meets(stop, so_far, need):
 
 
 @triton.jit
-def bound_by_groups(floats_ptr, groups, rank, lo, top):
-    """A logit that the maxima of at least `rank` groups reach, and not of many more; `lo` where there are not so many."""
+def bound_by_groups(row, rank, lo, top):
+    """A logit that the maxima of `rank` groups or a few more reach; `lo` where fewer groups reach it."""
+    floats_ptr, groups = row.floats_ptr, row.groups
     high = top
     low = lo
     least = top
@@ -70,27 +84,26 @@ def bound_by_groups(floats_ptr, groups, rank, lo, top):
 
 
 @triton.jit
-def sums_at_pivots(
-    row_ptr, ints_ptr, groups, n_listed, limit, overflow, lo, hi, base, c, centre, order, measure, p0, p1, p2, VEC: tl.constexpr,
-):  # fmt: skip
-    """Sums over the survivors at or above each of three keys p0 <= p1 <= p2, and the least key there is at or above each."""
+def sums_at_pivots(row, n_listed, survivors, prefix, p0, p1, p2, VEC: tl.constexpr):
+    """Counts or masses, and moments, of the survivors at or above each of three keys p0 <= p1 <= p2, and the least key at or above
+    each."""
+    order, measure = prefix.order, prefix.measure
     part0, part1, part2 = tl.zeros((TILE,), tl.float64), tl.zeros((TILE,), tl.float64), tl.zeros((TILE,), tl.float64)
     moment0, moment1, moment2 = (
         tl.zeros((TILE,), tl.float64),
         tl.zeros((TILE,), tl.float64),
         tl.zeros((TILE,), tl.float64),
     )
-    tops = tl.zeros(
-        (TILE,), tl.float64
-    )  # tokens of weight 1, at or above every pivot, where they would drown an entropy
+    # Tokens of weight 1 are at or above every pivot. Where an entropy is wanted they are added up apart: float32 would lose the rest.
+    tops = tl.zeros((TILE,), tl.float64)
     least0 = tl.full((TILE, LANES), LAST_KEY, tl.int32)
     least1 = least0
     least2 = least0
     for start in range(0, n_listed, TILE):
-        group, valid = listed(ints_ptr, groups, start, n_listed, TILE)
-        x = tokens_at(row_ptr, group, valid, limit, overflow, VEC)
-        y = scaled(x, base, c)
-        key = key_among(x, lo, hi, base, c, centre, order)
+        group, valid = listed(row, start, n_listed, TILE)
+        x = tokens_at(row, group, valid, VEC)
+        y = scaled(x, survivors.top, survivors.c)
+        key = key_among(x, survivors, prefix)
         w = tl.where(measure == COUNT, 1.0, tl.exp2(y))
         if (measure > MASS) & (order == BY_LOGIT):
             tops += tl.sum(tl.where((key > NO_KEY) & (y == 0.0), w, 0.0), 1).to(tl.float64)
@@ -105,44 +118,49 @@ def sums_at_pivots(
         least0 = tl.minimum(least0, lowest_of_lanes(tl.where(key >= p0, key, LAST_KEY), VEC))
         least1 = tl.minimum(least1, lowest_of_lanes(tl.where(key >= p1, key, LAST_KEY), VEC))
         least2 = tl.minimum(least2, lowest_of_lanes(tl.where(key >= p2, key, LAST_KEY), VEC))
-    return (
-        tl.sum(part0 + tops, 0), tl.sum(part1 + tops, 0), tl.sum(part2 + tops, 0), tl.sum(moment0, 0), tl.sum(moment1, 0), tl.sum(moment2, 0),
-        tl.min(tl.min(least0, 1), 0), tl.min(tl.min(least1, 1), 0), tl.min(tl.min(least2, 1), 0),
-    )  # fmt: skip
+    parts = tl.sum(part0 + tops, 0), tl.sum(part1 + tops, 0), tl.sum(part2 + tops, 0)
+    moments = tl.sum(moment0, 0), tl.sum(moment1, 0), tl.sum(moment2, 0)
+    return parts, moments, (tl.min(tl.min(least0, 1), 0), tl.min(tl.min(least1, 1), 0), tl.min(tl.min(least2, 1), 0))
 
 
 @triton.jit
-def key_among(x, lo, hi, base, c, centre, order):
+def key_among(x, survivors, prefix):
     """What the walk goes by: the key of a survivor, NO_KEY for other tokens."""
-    key = key_of(tl.where(order == BY_LOGIT, x, typicality(x, base, c, centre)))
-    return tl.where((x >= lo) & (x <= hi), key, NO_KEY)
+    key = key_of(tl.where(prefix.order == BY_LOGIT, x, typicality(x, survivors.top, survivors.c, prefix.centre)))
+    return tl.where((x >= survivors.lo) & (x <= survivors.hi), key, NO_KEY)
 
 
 @triton.jit
-def reach_of(key, lo, base, c, centre, order):
-    """A logit that the maximum of a group reaches if it holds a survivor at or above `key`."""
+def reach_of(key, survivors, prefix):
+    """A logit that the maximum of a group reaches if the group holds a survivor at or above `key`."""
+    centre = prefix.centre
     distance = float_of(key).to(tl.float64)
-    # The slop covers the rounding of y; rounding the result to the nearest float never passes a logit.
-    nearest = base + (centre + distance - 1e-4 * (1 - distance + tl.abs(centre))) / c
-    return tl.maximum(tl.where(order == BY_LOGIT, distance, nearest).to(tl.float32), lo)
+    # The margin of 1e-4 covers the rounding of y; rounding the result to the nearest float never passes a logit.
+    nearest = survivors.top + (centre + distance - 1e-4 * (1 - distance + tl.abs(centre))) / survivors.c
+    return tl.maximum(tl.where(prefix.order == BY_LOGIT, distance, nearest).to(tl.float32), survivors.lo)
 
 
 @triton.jit
-def search(
-    row_ptr, floats_ptr, ints_ptr, groups, limit, overflow, lo, hi, top, c, centre, order, measure, stop, need, rank,
-    whole, whole_mass, whole_moment, VEC: tl.constexpr,
-):  # fmt: skip
+def search(row, survivors, prefix, whole, VEC: tl.constexpr):
     """The key of the group of ties at which the walk stops; NO_KEY if it does not.
 
-    `whole`: all that the survivors could add up to, as count or mass; `need` has its slack; `rank`: a guess of how many tokens
-    the walk passes. The walk stops in [k_lo, below): at or above k_lo the need is met, at or above `below` it is not. Passes
-    narrow that until it holds few tokens, which are then looked at one by one, or one key, however many tokens tie there.
+    `whole`: the sums of all survivors. The walk stops in [k_lo, below): at or above k_lo the need is met, at or above `below` it is
+    not. Passes narrow that until it holds few tokens, which are then looked at one by one, or one key, however many tokens tie there.
     """
-    k_lo = tl.where(order == BY_LOGIT, key_of(lo), key_of(tl.full((), LOWEST, tl.float32)))
+    order, measure, stop, need, top, c = (
+        prefix.order,
+        prefix.measure,
+        prefix.stop,
+        prefix.need,
+        survivors.top,
+        survivors.c,
+    )
+    k_lo = tl.where(order == BY_LOGIT, key_of(survivors.lo), key_of(tl.full((), LOWEST, tl.float32)))
     below = tl.where(order == BY_LOGIT, key_of(top), 0) + 1
-    at_lo = measured(measure, whole, whole_moment, whole_mass, whole_moment)
+    all_of = tl.where(measure == COUNT, whole.n.to(tl.float64), whole.mass)
+    at_lo = measured(measure, all_of, whole.moment, whole.mass, whole.moment)
     stops = meets(stop, at_lo, need)
-    at_below, part_lo, part_below, moment_below = at_lo * 0, whole, whole * 0, whole * 0
+    at_below, part_lo, part_below, moment_below = at_lo * 0, all_of, all_of * 0, all_of * 0
     few = stops & False
     look = 0
     while stops & (k_lo + 1 < below) & (few == 0):
@@ -159,7 +177,7 @@ def search(
                 q0, q1, q2 = tl.full((), -8.0, tl.float32), tl.full((), -2.0, tl.float32), tl.full((), -0.5, tl.float32)
                 q1, q2 = tl.where(look == 0, q1, q0 * 4), tl.where(look == 0, q2, q0 * 2)
             elif look == 0:
-                q0 = bound_by_groups(floats_ptr, groups, rank, lo, top)
+                q0 = bound_by_groups(row, prefix.rank, survivors.lo, top)
                 q1 = q0 * 0.5 + last * 0.5
                 q2 = q0 * 0.25 + last * 0.75
             else:
@@ -177,71 +195,47 @@ def search(
         p1 = tl.minimum(tl.maximum(p1, p0), below - 1)
         p2 = tl.minimum(tl.maximum(p2, p1), below - 1)
 
-        n_listed = list_groups(floats_ptr, ints_ptr, groups, reach_of(p0, lo, top, c, centre, order))
-        part0, part1, part2, moment0, moment1, moment2, least0, least1, least2 = sums_at_pivots(
-            row_ptr, ints_ptr, groups, n_listed, limit, overflow, lo, hi, top, c, centre, order, measure, p0, p1, p2, VEC
-        )  # fmt: skip
-        at0 = measured(measure, part0, moment0, whole_mass, whole_moment)
-        at1 = measured(measure, part1, moment1, whole_mass, whole_moment)
-        at2 = measured(measure, part2, moment2, whole_mass, whole_moment)
+        n_listed = list_groups(row, reach_of(p0, survivors, prefix))
+        parts, moments, least = sums_at_pivots(row, n_listed, survivors, prefix, p0, p1, p2, VEC)
+        at0 = measured(measure, parts[0], moments[0], whole.mass, whole.moment)
+        at1 = measured(measure, parts[1], moments[1], whole.mass, whole.moment)
+        at2 = measured(measure, parts[2], moments[2], whole.mass, whole.moment)
         if meets(stop, at2, need):
-            k_lo, at_lo, part_lo = tl.maximum(p2, least2), at2, part2  # no key lies between
+            k_lo, at_lo, part_lo = tl.maximum(p2, least[2]), at2, parts[2]  # no key lies between
         elif meets(stop, at1, need):
-            k_lo, at_lo, part_lo = tl.maximum(p1, least1), at1, part1
-            below, at_below, part_below, moment_below = p2, at2, part2, moment2
+            k_lo, at_lo, part_lo = tl.maximum(p1, least[1]), at1, parts[1]
+            below, at_below, part_below, moment_below = p2, at2, parts[2], moments[2]
         elif meets(stop, at0, need):
-            k_lo, at_lo, part_lo = tl.maximum(p0, least0), at0, part0
-            below, at_below, part_below, moment_below = p1, at1, part1, moment1
+            k_lo, at_lo, part_lo = tl.maximum(p0, least[0]), at0, parts[0]
+            below, at_below, part_below, moment_below = p1, at1, parts[1], moments[1]
         else:
-            below, at_below, part_below, moment_below = p0, at0, part0, moment0
+            below, at_below, part_below, moment_below = p0, at0, parts[0], moments[0]
         # No token of the bracket weighs less than one at its lower end.
-        lightest = tl.where(
-            order == BY_LOGIT, scaled(float_of(k_lo), top, c), tl.maximum(centre + float_of(k_lo), -125.0)
-        )
+        typical = tl.maximum(prefix.centre + float_of(k_lo), -125.0)
+        lightest = tl.where(order == BY_LOGIT, scaled(float_of(k_lo), top, c), typical)
         lightest = tl.where(measure == COUNT, 1.0, tl.exp2(lightest))
         few = part_lo - part_below < lightest * (GROUP - 1)
         look += 1
     if few & (k_lo + 1 < below):
-        n_listed = list_groups(floats_ptr, ints_ptr, groups, reach_of(k_lo, lo, top, c, centre, order))
-        n = gather(
-            row_ptr,
-            floats_ptr,
-            ints_ptr,
-            groups,
-            n_listed,
-            limit,
-            overflow,
-            lo,
-            hi,
-            top,
-            c,
-            centre,
-            order,
-            k_lo,
-            below,
-            VEC,
-        )
-        found = walk(
-            floats_ptr, ints_ptr, groups, n, measure, stop, need, part_below, moment_below, whole_mass, whole_moment
-        )
-        k_lo = tl.maximum(k_lo, found)
+        n_listed = list_groups(row, reach_of(k_lo, survivors, prefix))
+        n = gather(row, n_listed, survivors, prefix, k_lo, below, VEC)
+        k_lo = tl.maximum(k_lo, walk(row, n, prefix, part_below, moment_below, whole))
     return tl.where(stops, k_lo, NO_KEY)
 
 
 @triton.jit
-def gather(
-    row_ptr, floats_ptr, ints_ptr, groups, n_listed, limit, overflow, lo, hi, base, c, centre, order, k_lo, below, VEC: tl.constexpr
-):  # fmt: skip
-    """Lists keys and y of the survivors with keys in [k_lo, below); how many they are."""
+def gather(row, n_listed, survivors, prefix, k_lo, below, VEC: tl.constexpr):
+    """Lists keys and y of the survivors with keys in [k_lo, below), and returns their number."""
     n = 0
     for start in range(0, n_listed, HALF_TILE):
-        group, valid = listed(ints_ptr, groups, start, n_listed, HALF_TILE)
-        x = tokens_at(row_ptr, group, valid, limit, overflow, VEC)
-        key = key_among(x, lo, hi, base, c, centre, order)
+        group, valid = listed(row, start, n_listed, HALF_TILE)
+        x = tokens_at(row, group, valid, VEC)
+        key = key_among(x, survivors, prefix)
         among = (key >= k_lo) & (key < below)
         place = tl.where(among, n + running_count(among) - 1, GROUP)
-        tl.store(ints_ptr + GROUP_INTS * groups + place, key, place < GROUP)
-        tl.store(floats_ptr + GROUP_FLOATS * groups + place, scaled(x, base, c), place < GROUP)
+        y = scaled(x, survivors.top, survivors.c)
+        tl.store(row.ints_ptr + GROUP_INTS * row.groups + place, key, place < GROUP)
+        tl.store(row.floats_ptr + GROUP_FLOATS * row.groups + place, y, place < GROUP)
         n += tl.sum(tl.sum(among.to(tl.int32), 1), 0)
     tl.debug_barrier()
     return tl.minimum(n, GROUP)
@@ -249,27 +243,27 @@ def gather(
 
 @triton.jit
 def running_count(among):
-    """How many of the tokens [n, GROUP] up to each, itself included, are among those marked."""
+    """For each of the tokens [n, GROUP], the number of marked ones up to it, itself included."""
     marks = among.to(tl.int32)
     counts = tl.sum(marks, 1)
     return (tl.cumsum(counts, 0) - counts)[:, None] + tl.cumsum(marks, 1)
 
 
 @triton.jit
-def walk(floats_ptr, ints_ptr, groups, n, measure, stop, need, before, moment_before, whole_mass, whole_moment):
+def walk(row, n, prefix, before, moment_before, whole):
     """The largest of n listed keys at or above which the need is met; `before`: the sums above all of them."""
     lane = tl.arange(0, GROUP)
-    key = tl.load(ints_ptr + GROUP_INTS * groups + lane, lane < n, other=NO_KEY)
-    y = tl.load(floats_ptr + GROUP_FLOATS * groups + lane, lane < n, other=0.0)
-    w = tl.where(measure == COUNT, 1.0, tl.exp2(y))
-    found = tl.full((TILE,), NO_KEY, tl.int32)
+    key = tl.load(row.ints_ptr + GROUP_INTS * row.groups + lane, lane < n, other=NO_KEY)
+    y = tl.load(row.floats_ptr + GROUP_FLOATS * row.groups + lane, lane < n, other=0.0)
+    w = tl.where(prefix.measure == COUNT, 1.0, tl.exp2(y))
+    largest = tl.full((TILE,), NO_KEY, tl.int32)
     for start in range(0, n, TILE):
         place = start + tl.arange(0, TILE)
-        pivot = tl.load(ints_ptr + GROUP_INTS * groups + place, place < n, other=LAST_KEY)
+        pivot = tl.load(row.ints_ptr + GROUP_INTS * row.groups + place, place < n, other=LAST_KEY)
         above = key[None, :] >= pivot[:, None]
         rest, tops = beside_top(tl.where(above, w[None, :], 0.0), y[None, :])
         part = before + rest.to(tl.float64) + tops.to(tl.float64)
         moment = moment_before + tl.sum(tl.where(above, (w * y)[None, :], 0.0), 1).to(tl.float64)
-        met = meets(stop, measured(measure, part, moment, whole_mass, whole_moment), need)
-        found = tl.maximum(found, tl.where(met & (place < n), pivot, NO_KEY))
-    return tl.max(found, 0)
+        met = meets(prefix.stop, measured(prefix.measure, part, moment, whole.mass, whole.moment), prefix.need)
+        largest = tl.maximum(largest, tl.where(met & (place < n), pivot, NO_KEY))
+    return tl.max(largest, 0)

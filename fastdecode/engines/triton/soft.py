@@ -15,6 +15,7 @@ Limits    1024 candidates; more are mixed by reference_soft.py. So are Dirichlet
 from __future__ import annotations
 
 import struct
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -24,15 +25,26 @@ from ... import philox
 from ...record import NOISES, Draw, Mixing
 from ...rules import FIELDS as NAMES
 from .. import reference_soft
-from .measure import FIELDS, REQUESTS, TEMPERATURE_AT, as_float, kernel
-from .narrow import exponentials
-from .outputs import OK, as_bf16
+from .draw import coordinate_of, exponentials
+from .measure import FIELDS, OK, REQUESTS, TEMPERATURE_AT, as_float, kernel
+from .outputs import as_bf16
 
 assert NAMES[TEMPERATURE_AT.value] == "temperature"
 NONE, GUMBEL, _, MULTI = (tl.constexpr(place) for place in range(len(NOISES)))
 GUMBEL_STREAM = tl.constexpr(philox.SOFT_GUMBEL << (philox.STREAM_BITS + philox.SAMPLE_BITS))
 COLUMNS = tl.constexpr(512)
 _SIZES = (32, 1024)  # of the candidates that a kernel is compiled for
+
+
+class Made(NamedTuple):
+    """Where the answers go: fresh tensors, see measure.py."""
+
+    ids_ptr: Any
+    weights_ptr: Any
+    tokens_ptr: Any
+    log_pi_ptr: Any
+    noise_ptr: Any
+    logprobs_ptr: Any
 
 
 @kernel
@@ -43,7 +55,7 @@ def soften_kernel(
     noise: tl.int32, strength_bits: tl.int64, tau_bits: tl.int64, taus_ptr, tau_stride: tl.int64,
     soft_rows_ptr, all_soft: tl.int32, straight: tl.int32, width: tl.int32, candidates_ptr, num_samples: tl.int32,
     tokens_ptr, token_logprobs_ptr, kept_ptr, status_ptr,
-    ids_ptr, weights_ptr, first_ptr, log_pi_ptr, drawn_ptr, density_ptr, SIZE: tl.constexpr,
+    made, SIZE: tl.constexpr,
 ):  # fmt: skip
     """Doubles come as their bits: as numbers they would be rounded to float32. tau_stride -1: one tau for all rows."""
     row = tl.program_id(0).to(tl.int64)
@@ -81,9 +93,9 @@ def soften_kernel(
         x = tl.where(real, x - tl.max(tl.where(real, x, -float("inf")), 0), -float("inf")) / tl.where(t == 0, 1.0, t)
         log_pi = x - tl.log(tl.sum(tl.exp(x), 0))
         if noise == GUMBEL:
-            seed = tl.load(seed_ptr + row * seed_stride, seed_stride >= 0, other=seed)
-            step = tl.load(step_ptr + row * step_stride, step_stride >= 0, other=step)
-            stream = tl.load(stream_ptr + row * stream_stride, stream_stride >= 0, other=row + stream)
+            seed = coordinate_of(seed_ptr, seed, seed_stride, row)
+            step = coordinate_of(step_ptr, step, step_stride, row)
+            stream = coordinate_of(stream_ptr, row + stream, stream_stride, row)
             e = exponentials(seed, step, stream & REQUESTS | GUMBEL_STREAM, ids)
             drawn = tl.where(real, -tl.log(e), 0.0)
         key = tl.where(real, log_pi + tl.where(noise == GUMBEL, strength, 0.0) * drawn, -float("inf"))
@@ -104,12 +116,12 @@ def soften_kernel(
     nan = tl.full((), float("nan"), tl.float64)
     if (straight != 0) & soft:
         y = tl.where(before == 0, 1.0, 0.0).to(tl.float64)
-    tl.store(ids_ptr + to, tl.where(real, ids, -1), there)
-    tl.store(weights_ptr + to, tl.where(fine, tl.where(real, y, 0.0), nan).to(tl.float32), there)
-    tl.store(log_pi_ptr + to, tl.where(fine, tl.where(real, log_pi, 0.0), nan).to(tl.float32), there)
-    tl.store(drawn_ptr + to, tl.where(fine, tl.where(real, drawn, 0.0), nan).to(tl.float32), there)
-    tl.store(density_ptr + row, tl.where(fine, density, nan).to(tl.float32))
-    tl.store(first_ptr + row, tl.where(fine, tl.sum(tl.where(there & (before == 0), ids, 0), 0), -1))
+    tl.store(made.ids_ptr + to, tl.where(real, ids, -1), there)
+    tl.store(made.weights_ptr + to, tl.where(fine, tl.where(real, y, 0.0), nan).to(tl.float32), there)
+    tl.store(made.log_pi_ptr + to, tl.where(fine, tl.where(real, log_pi, 0.0), nan).to(tl.float32), there)
+    tl.store(made.noise_ptr + to, tl.where(fine, tl.where(real, drawn, 0.0), nan).to(tl.float32), there)
+    tl.store(made.logprobs_ptr + row, tl.where(fine, density, nan).to(tl.float32))
+    tl.store(made.tokens_ptr + row, tl.where(fine, tl.sum(tl.where(there & (before == 0), ids, 0), 0), -1))
 
 
 @triton.jit
@@ -174,7 +186,7 @@ def soften(
             logits, logits.stride(0), cuts, cuts.stride(0) if len(cuts) > 1 else 0, cuts.shape[1], *coordinates,
             NOISES.index(mixing.noise), _bits(mixing.strength), *tau, rows, int(mixing.soft_rows is None), int(mixing.straight_through), width,
             candidates, draw.num_samples, *(found[name] for name in ("tokens", "logprobs", "kept", "status")),
-            *(made[name] for name in ("ids", "weights", "tokens", "log_pi", "noise", "logprobs")),
+            Made(*(made[field.removesuffix("_ptr")] for field in Made._fields)),
             SIZE=_SIZES[0] if width <= _SIZES[0] else _SIZES[1], num_warps=1 if width <= _SIZES[0] else 4, enable_fp_fusion=False,
         )  # fmt: skip
     return made
