@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -30,6 +30,11 @@ class Engine(Protocol):
         self, logits: torch.Tensor, cuts: torch.Tensor, draw: Draw, wanted: Wanted
     ) -> dict[str, torch.Tensor]: ...
 
+    def sample_temperatures(
+        self, logits: torch.Tensor, cuts: torch.Tensor, draw: Draw, wanted: Wanted
+    ) -> dict[str, torch.Tensor]:
+        """`sample` for cuts [B or 1, T, ...]: what is [B] there is [B, T], and tokens are [B, T, num_samples]."""
+
     def soften(
         self,
         logits: torch.Tensor,
@@ -44,6 +49,14 @@ class Engine(Protocol):
 
     def embed(self, ids: torch.Tensor, weights: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
         """`soft_embedding` of contiguous ids and float32 weights [B, M], for a table of float32, float16 or bfloat16."""
+
+    def uniforms(
+        self, use: int, ids: torch.Tensor, seed: torch.Tensor, step: torch.Tensor, streams: torch.Tensor
+    ) -> torch.Tensor:
+        """`philox.uniforms`, which an engine may compute faster but not otherwise."""
+
+    def targets(self) -> Sequence[str | None]:
+        """The instruction sets that this machine can run, the best one last; None: the engine has no choice."""
 
 
 ENGINES: dict[str, Engine] = {"reference": reference}

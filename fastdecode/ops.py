@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar, overload
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 
 from . import arguments, dispatch, torch_ops
 from .plan import Plan, PlanLike, as_plan, plan
-from .record import Draw, Sample, Statistics, Wanted
+from .record import Sample, Statistics
 
 _SOFTMAX = plan()
 
@@ -269,26 +268,18 @@ def sample_temperatures(
     plain = stats is False
     wanted = arguments.NOTHING if plain else arguments.wanted(stats, 0, None, rows, draw.vocab_limit)
     if arguments.traced(rows):
-        found = _one_by_one(torch_ops.sample, rows, cuts, draw, wanted)
+        found = torch_ops.sample_temperatures(rows, cuts, draw, wanted)
     else:
         if arguments.unseen_calls:
             arguments.look_for_probabilities(rows)
-        engine = dispatch.engine_for(rows.device)
-        together = getattr(engine, "sample_temperatures", None) or functools.partial(_one_by_one, engine.sample)
-        found = together(rows.detach() if rows.requires_grad else rows, cuts, draw, wanted)
+        found = dispatch.engine_for(rows.device).sample_temperatures(
+            rows.detach() if rows.requires_grad else rows, cuts, draw, wanted
+        )
     if check:
         arguments.raise_if_flagged(found["status"][:, 0])
     if logits.ndim == 1:
         found = {name: value.squeeze(0) for name, value in found.items()}
     return Sample(**found)
-
-
-def _one_by_one(
-    sample_rows: Callable[..., Any], rows: torch.Tensor, cuts: torch.Tensor, draw: Draw, wanted: Wanted
-) -> dict[str, torch.Tensor]:
-    """`sample_temperatures` of an engine that has none: it reads the rows once for each temperature."""
-    found = [sample_rows(rows, each.contiguous(), draw, wanted) for each in cuts.unbind(1)]
-    return {name: torch.stack([one[name] for one in found], dim=1) for name in found[0]}
 
 
 def _to_numpy(answer: Sample[torch.Tensor]) -> Sample[Array]:

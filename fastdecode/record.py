@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, get_args
 
@@ -54,6 +54,14 @@ def drop_samples(found: dict[str, torch.Tensor], draw: Draw) -> dict[str, torch.
             if name in found:
                 found[name] = found[name].squeeze(1)
     return found
+
+
+def sample_one_by_one(
+    sample: Callable[..., dict[str, torch.Tensor]], logits: torch.Tensor, cuts: torch.Tensor, draw: Draw, wanted: Wanted
+) -> dict[str, torch.Tensor]:
+    """`sample_temperatures` by a call of `sample` for each temperature."""
+    outputs = [sample(logits, each.contiguous(), draw, wanted) for each in cuts.unbind(1)]
+    return {name: torch.stack([one[name] for one in outputs], dim=1) for name in outputs[0]}
 
 
 def _as_int64(value: int | torch.Tensor) -> torch.Tensor:

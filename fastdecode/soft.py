@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
-from . import arguments, dispatch, philox
+from . import arguments, dispatch
 from .arguments import described
 from .engines import reference, reference_soft
 from .ops import Coordinates
@@ -135,8 +135,7 @@ def soft_tokens(
     if exact or gradient or (isinstance(taus, torch.Tensor) and taus.requires_grad and torch.is_grad_enabled()):
         overall = (exact or gradient) and (noise == "multi" or some is not None)
         keep = _keep(engine, values, cuts, limit) if overall else None
-        uniforms = getattr(engine, "uniforms", philox.uniforms)  # compiled, where the engine is
-        mixed = reference_soft.soften(rows, cuts, candidates, draw, mixing, found, keep, uniforms)
+        mixed = reference_soft.soften(rows, cuts, candidates, draw, mixing, found, keep, engine.uniforms)
     else:
         mixed = engine.soften(values, cuts, candidates, draw, mixing, found)
     if some is None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .record import Draw, Wanted, drop_samples
+from .record import Draw, Wanted, drop_samples, sample_one_by_one
 from .rules import FIELDS
 
 
@@ -113,3 +113,8 @@ def sample(logits: Tensor, cuts: Tensor, draw: Draw, wanted: Wanted) -> dict[str
         logits, cuts, *columns, draw.num_samples, draw.vocab_limit, " ".join(sorted(wanted.stats)), wanted.top_logprobs, wanted.logprobs_of
     )  # fmt: skip
     return drop_samples(dict(zip(wanted.fields(), found)), draw)
+
+
+def sample_temperatures(logits: Tensor, cuts: Tensor, draw: Draw, wanted: Wanted) -> dict[str, Tensor]:
+    """An engine's `sample_temperatures`, through the registered operator."""
+    return sample_one_by_one(sample, logits, cuts, draw, wanted)

@@ -22,7 +22,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported: then its engine runs on the CPU
 
-from fastdecode import dispatch
+from fastdecode import dispatch, philox
 from fastdecode.record import Draw, Mixing, Wanted
 from tests.support import emulated
 from tests.support.interpreted import quicken, share_of, shown
@@ -69,7 +69,7 @@ def engines() -> list[EngineUnderTest]:
         if name == "cuda" and name not in dispatch.ENGINES and name not in dispatch.required():
             targets: list[str | None] = [f"emulated-c{EMULATED_RANKS}"]
         else:
-            targets = getattr(dispatch.ENGINES.get(name), "targets", lambda: [None])()
+            targets = [*dispatch.ENGINES[name].targets()] if name in dispatch.ENGINES else [None]
         found += [EngineUnderTest(name, target) for target in targets]
     return found
 
@@ -216,6 +216,14 @@ class OnDevice:
 
     def embed(self, ids: torch.Tensor, weights: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
         return self.engine.embed(ids.to(self.device), weights.to(self.device), self._moved(table)).cpu()
+
+    def uniforms(
+        self, use: int, ids: torch.Tensor, seed: torch.Tensor, step: torch.Tensor, streams: torch.Tensor
+    ) -> torch.Tensor:
+        return philox.uniforms(use, ids, seed, step, streams)
+
+    def targets(self) -> list[None]:
+        return [None]
 
     def _moved(self, x: torch.Tensor) -> torch.Tensor:
         """At the same place of a storage of the same size."""

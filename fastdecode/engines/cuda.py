@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from .. import philox
 from ..record import STATISTICS, Draw, Mixing, Wanted
 from . import reference_soft
 from .addresses import check, coordinate, embedding, rows_of, softening, streams_of
@@ -94,6 +95,16 @@ class Engine:
         out, arguments = embedding(ids, weights, table)
         self._compiled.embed_cuda(*arguments, self._where(table))
         return out
+
+    def uniforms(
+        self, use: int, ids: torch.Tensor, seed: torch.Tensor, step: torch.Tensor, streams: torch.Tensor
+    ) -> torch.Tensor:
+        """See `dispatch.Engine`."""
+        return philox.uniforms(use, ids, seed, step, streams)
+
+    def targets(self) -> list[None]:
+        """See `dispatch.Engine`."""
+        return [None]
 
     def _where(self, logits: torch.Tensor) -> tuple[int, int, int]:
         """Device, stream, blocks for each row."""

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 
 from .. import philox
-from ..record import EMPTY, NAN, OK, Draw, Wanted, drop_samples
+from ..philox import uniforms as uniforms
+from ..record import EMPTY, NAN, OK, Draw, Wanted, drop_samples, sample_one_by_one
 from ..rules import (
     BY_LOGIT,
     CERTAIN,
@@ -179,6 +180,18 @@ def sample(logits: torch.Tensor, cuts: torch.Tensor, draw: Draw, wanted: Wanted)
     rows = survivors(logits, cuts, draw.vocab_limit)
     tokens, _ = draw_tokens(rows, draw)
     return drop_samples({"tokens": tokens, **statistics(rows, tokens, wanted)}, draw)
+
+
+def sample_temperatures(
+    logits: torch.Tensor, cuts: torch.Tensor, draw: Draw, wanted: Wanted
+) -> dict[str, torch.Tensor]:
+    """See `dispatch.Engine`."""
+    return sample_one_by_one(sample, logits, cuts, draw, wanted)
+
+
+def targets() -> list[None]:
+    """See `dispatch.Engine`."""
+    return [None]
 
 
 def draw_tokens(rows: Survivors, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:

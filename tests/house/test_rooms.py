@@ -60,6 +60,15 @@ def test_only_dispatch_reads_the_environment(path):
 
 
 @pytest.mark.parametrize("path", PYTHON, ids=lambda p: p.name)
+def test_an_engine_has_what_its_protocol_names(path):
+    """mypy compares the engines with `dispatch.Engine`; a look-up by name would pass it by."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("getattr", "hasattr"):
+            looked_at = ast.unparse(node.args[0])
+            assert "engine" not in looked_at.lower(), f"line {node.lineno} asks {looked_at} for a name"
+
+
+@pytest.mark.parametrize("path", PYTHON, ids=lambda p: p.name)
 def test_only_hf_knows_transformers(path):
     """The package hf; the command line, which needs a model, may import it inside a function."""
     if path.parent == ROOT / "fastdecode" / "hf":

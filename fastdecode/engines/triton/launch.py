@@ -12,6 +12,7 @@ import math
 
 import torch
 
+from ...philox import uniforms as uniforms
 from ...record import Draw, Mixing, Wanted, drop_samples
 from . import soft as triton_soft
 from .draw import Drawn
@@ -158,6 +159,11 @@ def soften(
 ) -> dict[str, torch.Tensor]:  # fmt: skip
     """See `dispatch.Engine`."""
     return triton_soft.soften(logits, cuts, candidates, draw, mixing, found, _coordinates(draw, found))
+
+
+def targets() -> list[None]:
+    """See `dispatch.Engine`."""
+    return [None]
 
 
 def slices(batch: int, limit: int, processors: int) -> int:
