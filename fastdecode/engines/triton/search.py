@@ -141,22 +141,54 @@ def reach_of(key, survivors, prefix):
 
 
 @triton.jit
+def pivots_of(row, survivors, prefix, look, k_lo, below, share):
+    """Three keys inside the bracket, ascending.
+
+    The first look goes near the top, the second spreads out. Then they alternate: around the place where a straight line between the
+    ends of the bracket meets the need (`share` of the way down), and spread out, one of them just above the lower end, where many
+    tokens may tie.
+    """
+    order, top, c = prefix.order, survivors.top, survivors.c
+    first = float_of(k_lo)
+    last = float_of(below - 1)
+    q0 = first * (share + 0.0625) + last * (0.9375 - share)
+    q1 = first * share + last * (1 - share)
+    q2 = first * (share - 0.0625) + last * (1.0625 - share)
+    if look < 2:
+        if order != BY_LOGIT:
+            q0, q1, q2 = tl.full((), -8.0, tl.float32), tl.full((), -2.0, tl.float32), tl.full((), -0.5, tl.float32)
+            q1, q2 = tl.where(look == 0, q1, q0 * 4), tl.where(look == 0, q2, q0 * 2)
+        elif look == 0:
+            q0 = bound_by_groups(row, prefix.rank, survivors.lo, top)
+            q1 = q0 * 0.5 + last * 0.5
+            q2 = q0 * 0.25 + last * 0.75
+        else:
+            q0, q1, q2 = top - 24.0 / c, top - 8.0 / c, top - 2.0 / c
+    elif look % 2 == 1:
+        q1 = first * 0.625 + last * 0.375
+        q2 = first * 0.25 + last * 0.75
+    p0, p1, p2 = key_of(q0), key_of(q1), key_of(q2)
+    if ((look > 1) | (order != BY_LOGIT)) & (look % 2 == 1):
+        p0 = k_lo + 1
+        if look > 8:  # keys rather than logits, so that every search ends
+            third = ((below.to(tl.int64) - k_lo) // 3).to(tl.int32)
+            p1, p2 = k_lo + third, below - third
+    p0 = tl.minimum(tl.maximum(p0, k_lo + 1), below - 1)
+    p1 = tl.minimum(tl.maximum(p1, p0), below - 1)
+    p2 = tl.minimum(tl.maximum(p2, p1), below - 1)
+    return p0, p1, p2
+
+
+@triton.jit
 def search(row, survivors, prefix, whole, VEC: tl.constexpr):
     """The key of the group of ties at which the walk stops; NO_KEY if it does not.
 
     `whole`: the sums of all survivors. The walk stops in [k_lo, below): at or above k_lo the need is met, at or above `below` it is
     not. Passes narrow that until it holds few tokens, which are then looked at one by one, or one key, however many tokens tie there.
     """
-    order, measure, stop, need, top, c = (
-        prefix.order,
-        prefix.measure,
-        prefix.stop,
-        prefix.need,
-        survivors.top,
-        survivors.c,
-    )
+    order, measure, stop, need = prefix.order, prefix.measure, prefix.stop, prefix.need
     k_lo = tl.where(order == BY_LOGIT, key_of(survivors.lo), key_of(tl.full((), LOWEST, tl.float32)))
-    below = tl.where(order == BY_LOGIT, key_of(top), 0) + 1
+    below = tl.where(order == BY_LOGIT, key_of(survivors.top), 0) + 1
     all_of = tl.where(measure == COUNT, whole.n.to(tl.float64), whole.mass)
     at_lo = measured(measure, all_of, whole.moment, whole.mass, whole.moment)
     stops = meets(stop, at_lo, need)
@@ -164,37 +196,8 @@ def search(row, survivors, prefix, whole, VEC: tl.constexpr):
     few = stops & False
     look = 0
     while stops & (k_lo + 1 < below) & (few == 0):
-        # Three pivots: first near the top, then spread out. Then by turns around where a straight line between the ends of the
-        # bracket meets the need, and spread out again, one just above the lower end, where many tokens may tie.
-        first = float_of(k_lo)
-        last = float_of(below - 1)
         share = tl.minimum(tl.maximum((need - at_below) / (at_lo - at_below), 0.0), 1.0).to(tl.float32)
-        q0 = first * (share + 0.0625) + last * (0.9375 - share)
-        q1 = first * share + last * (1 - share)
-        q2 = first * (share - 0.0625) + last * (1.0625 - share)
-        if look < 2:
-            if order != BY_LOGIT:
-                q0, q1, q2 = tl.full((), -8.0, tl.float32), tl.full((), -2.0, tl.float32), tl.full((), -0.5, tl.float32)
-                q1, q2 = tl.where(look == 0, q1, q0 * 4), tl.where(look == 0, q2, q0 * 2)
-            elif look == 0:
-                q0 = bound_by_groups(row, prefix.rank, survivors.lo, top)
-                q1 = q0 * 0.5 + last * 0.5
-                q2 = q0 * 0.25 + last * 0.75
-            else:
-                q0, q1, q2 = top - 24.0 / c, top - 8.0 / c, top - 2.0 / c
-        elif look % 2 == 1:
-            q1 = first * 0.625 + last * 0.375
-            q2 = first * 0.25 + last * 0.75
-        p0, p1, p2 = key_of(q0), key_of(q1), key_of(q2)
-        if ((look > 1) | (order != BY_LOGIT)) & (look % 2 == 1):
-            p0 = k_lo + 1
-            if look > 8:  # keys rather than logits, so that every search ends
-                third = ((below.to(tl.int64) - k_lo) // 3).to(tl.int32)
-                p1, p2 = k_lo + third, below - third
-        p0 = tl.minimum(tl.maximum(p0, k_lo + 1), below - 1)
-        p1 = tl.minimum(tl.maximum(p1, p0), below - 1)
-        p2 = tl.minimum(tl.maximum(p2, p1), below - 1)
-
+        p0, p1, p2 = pivots_of(row, survivors, prefix, look, k_lo, below, share)
         n_listed = list_groups(row, reach_of(p0, survivors, prefix))
         parts, moments, least = sums_at_pivots(row, n_listed, survivors, prefix, p0, p1, p2, VEC)
         at0 = measured(measure, parts[0], moments[0], whole.mass, whole.moment)
@@ -212,7 +215,7 @@ def search(row, survivors, prefix, whole, VEC: tl.constexpr):
             below, at_below, part_below, moment_below = p0, at0, parts[0], moments[0]
         # No token of the bracket weighs less than one at its lower end.
         typical = tl.maximum(prefix.centre + float_of(k_lo), -125.0)
-        lightest = tl.where(order == BY_LOGIT, scaled(float_of(k_lo), top, c), typical)
+        lightest = tl.where(order == BY_LOGIT, scaled(float_of(k_lo), survivors.top, survivors.c), typical)
         lightest = tl.where(measure == COUNT, 1.0, tl.exp2(lightest))
         few = part_lo - part_below < lightest * (GROUP - 1)
         look += 1

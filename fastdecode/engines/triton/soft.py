@@ -78,13 +78,8 @@ def soften_kernel(
     log_pi = tl.load(token_logprobs_ptr + row * num_samples + place, place < tl.where(known, n, 0), other=0.0)
     log_pi = log_pi.to(tl.float64)
     if known:
-        if soft:  # how often each was drawn, where it was drawn first
-            again = place < 0
-            for j in range(n):
-                same = ids == tl.sum(tl.where(place == j, ids, 0), 0)
-                drawn += tl.where(same, 1.0, 0.0)
-                again |= same & (j < place)
-            real &= again == 0
+        if soft:
+            drawn, real = count_draws(ids, place, real, n)
         key = tl.where(real, drawn, -float("inf"))
     else:
         t = tl.load(cuts_ptr + row * cuts_stride + (n_cuts - 1) * FIELDS + TEMPERATURE_AT).to(tl.float64)
@@ -100,10 +95,7 @@ def soften_kernel(
             drawn = tl.where(real, -tl.log(e), 0.0)
         key = tl.where(real, log_pi + tl.where(noise == GUMBEL, strength, 0.0) * drawn, -float("inf"))
 
-    before = tl.zeros((SIZE,), tl.int32)
-    for j in range(width):
-        other = tl.sum(tl.where(place == j, key, 0.0), 0)
-        before += ((other > key) | ((other == key) & (j < place))).to(tl.int32)
+    before = ranks_of(key, place, width, SIZE)
     y = tl.where(real, tl.exp((key - tl.max(key, 0)) / tau), 0.0)
     y = tl.where(known, tl.where(soft, drawn / num_samples, 1.0), y / tl.sum(y, 0))
     density = tl.full((), 0.0, tl.float64)
@@ -122,6 +114,28 @@ def soften_kernel(
     tl.store(made.noise_ptr + to, tl.where(fine, tl.where(real, drawn, 0.0), nan).to(tl.float32), there)
     tl.store(made.logprobs_ptr + row, tl.where(fine, density, nan).to(tl.float32))
     tl.store(made.tokens_ptr + row, tl.where(fine, tl.sum(tl.where(there & (before == 0), ids, 0), 0), -1))
+
+
+@triton.jit
+def count_draws(ids, place, real, n):
+    """How often each of n drawn tokens was drawn, and which places hold a token for the first time."""
+    count = tl.zeros_like(place).to(tl.float64)
+    again = place < 0
+    for j in range(n):
+        same = ids == tl.sum(tl.where(place == j, ids, 0), 0)
+        count += tl.where(same, 1.0, 0.0)
+        again |= same & (j < place)
+    return count, real & (again == 0)
+
+
+@triton.jit
+def ranks_of(key, place, width, SIZE: tl.constexpr):
+    """The number of keys before each: larger ones, and equal ones at lower places."""
+    before = tl.zeros((SIZE,), tl.int32)
+    for j in range(width):
+        other = tl.sum(tl.where(place == j, key, 0.0), 0)
+        before += ((other > key) | ((other == key) & (j < place))).to(tl.int32)
+    return before
 
 
 @triton.jit
