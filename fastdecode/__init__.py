@@ -1,6 +1,6 @@
 """fastdecode: logits in, tokens (or masked logits) out, in one pass, with the same answer on every device.
 
-This is the public API; see the README for a tour. What is not named here is internal, and may move.
+This is the public API; see the README for a tour. Names that are not listed here are internal, and may move.
 
     rules       temperature, top_k, top_p, min_p, typical_p, top_h, epsilon_cutoff, eta_cutoff, top_n_sigma, top_a, p_less
     a plan      plan, Plan, Rule
@@ -13,7 +13,7 @@ Modules, imported where they are first used:
     hf          generate() of Hugging Face transformers
     selection   one answer from many samples
     texts       samples as records, and files of them
-    verify      does a sampler draw what it should?
+    verify      does a sampler draw from the right distribution?
 """
 
 from __future__ import annotations
@@ -72,10 +72,10 @@ def __getattr__(name: str) -> Any:
         try:
             return importlib.import_module(_MODULES[name], __name__)
         except ImportError as error:
-            # Not an ImportError: help(), dir() and hasattr() look at every name, and must get past this one.
+            # Not an ImportError: help(), dir() and hasattr() look at every name, and an AttributeError does not stop them.
             raise AttributeError(f"fastdecode.{name} cannot be imported here: {error}.") from error
     close: list[str] = []
-    if not name.startswith("_"):  # many ask for such names, and want a quick no
+    if not name.startswith("_"):  # libraries probe for such names often: fail fast
         names = [*__all__, *_MODULES]
         close = [known for known in names if known.startswith(f"{name}_")] or difflib.get_close_matches(
             name, names, n=1

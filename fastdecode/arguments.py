@@ -1,6 +1,6 @@
-"""Every check of an argument, except a rule's own parameter (rules.py) and what a plan is (plan.py).
+"""Every check of an argument, except those of a rule's parameters (rules.py) and of plans (plan.py).
 
-An error is one sentence: what was expected, what came, and what to do. It is raised before anything is written.
+An error is one sentence: what was expected, what was passed, and what to do. It is raised before anything is written.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .record import EMPTY, NAN, STATISTICS, Draw, Wanted
 if TYPE_CHECKING:
     from .plan import Plan
 
-SEED, STEP, STREAM = (-(2**63), 2**64), (0, 2**32), (0, 2**40)  # each from, and below
+SEED, STEP, STREAM = (-(2**63), 2**64), (0, 2**32), (0, 2**40)  # each [low, high)
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -39,7 +39,7 @@ def described(value: Any) -> str:
 
 
 def traced(rows: torch.Tensor) -> bool:
-    """True where torch records operations (compile, export, fake tensors): there the registered operators are called."""
+    """Does torch record operations (compile, export, fake tensors)? Then the registered operators are called."""
     return torch.compiler.is_compiling() or type(rows) not in (torch.Tensor, torch.nn.Parameter)
 
 
@@ -47,7 +47,7 @@ def traced(rows: torch.Tensor) -> bool:
 
 
 def rows(logits: Any, exact: bool = False) -> torch.Tensor:
-    """[B, V] with unit inner stride; `exact`: float64 will do as well, and so will any stride."""
+    """[B, V] with unit inner stride; `exact`: also float64, with any stride."""
     if not isinstance(logits, torch.Tensor):
         raise TypeError(f"logits must be a torch.Tensor or a numpy array; got {type(logits).__name__}.")
     wide = exact and logits.dtype == torch.float64
@@ -62,7 +62,7 @@ def rows(logits: Any, exact: bool = False) -> torch.Tensor:
 
 
 def from_numpy(name: str, array: Any) -> torch.Tensor:
-    """The array's memory as a tensor, or a copy of logits that torch cannot look at."""
+    """A tensor on the array's memory; a copy of logits that torch cannot view."""
     if not isinstance(array, np.ndarray):
         raise TypeError(f"{name} must be a numpy array where logits are one; got {type(array).__name__}.")
     if array.dtype not in (np.float32, np.float16):
@@ -75,11 +75,11 @@ def from_numpy(name: str, array: Any) -> torch.Tensor:
     return torch.from_numpy(array)
 
 
-unseen_calls = 3  # of this process, whose logits are still looked at for probabilities; then it costs nothing
+unseen_calls = 3  # the first calls of a process check whether logits are probabilities; later calls pay nothing for it
 
 
 def look_for_probabilities(rows: torch.Tensor) -> None:
-    """Warn, once in a process, if its first logits are probabilities: a softmax of them is nearly flat, and draws go on."""
+    """Warn, once in a process, if its first logits are probabilities: their softmax is nearly flat, and nothing else would show it."""
     global unseen_calls
     unseen_calls -= 1
     if rows.device.type != "cpu" or rows.shape[1] == 1 or not len(rows) or bool((rows < 0).any()):
@@ -112,26 +112,26 @@ def cuts(plan: Plan, rows: torch.Tensor) -> torch.Tensor:
 
 def cuts_at(plan: Plan, temperatures: Any, rows: torch.Tensor) -> torch.Tensor:
     """[B or 1, T, number of cuts, number of fields]"""
-    cuts(plan, rows)  # its message names the plan as it was given
+    cuts(plan, rows)  # its message refers to the plan as the caller passed it
     batch, device = rows.shape[0], rows.device
     if isinstance(temperatures, np.ndarray):
         temperatures = torch.from_numpy(temperatures)
     if isinstance(temperatures, torch.Tensor) and temperatures.shape[:-1] == (batch,) and temperatures.numel():
         return plan.packed_at(temperatures, device)
-    given = temperatures.tolist() if isinstance(temperatures, torch.Tensor) else temperatures
-    if isinstance(given, Sequence) and len(given) and _are_numbers(given):
-        return plan.packed_at(tuple(given), device)
+    values = temperatures.tolist() if isinstance(temperatures, torch.Tensor) else temperatures
+    if isinstance(values, Sequence) and len(values) and _are_numbers(values):
+        return plan.packed_at(tuple(values), device)
     raise ValueError(
         f"temperatures must hold one or more numbers >= 0, [T] or for each row [{batch}, T]; got {described(temperatures)}."
     )
 
 
-def _are_numbers(given: Sequence[Any]) -> bool:
-    # The usual types quickly: a number's abstract class takes its time to say yes.
-    return {*map(type, given)} <= {float, int} or all(isinstance(t, numbers.Real) for t in given)
+def _are_numbers(values: Sequence[Any]) -> bool:
+    # The usual types first: isinstance with an abstract class is slow.
+    return {*map(type, values)} <= {float, int} or all(isinstance(t, numbers.Real) for t in values)
 
 
-# ---- where a draw takes place ----------------------------------------------------------------------------------------
+# ---- the coordinates of a draw ---------------------------------------------------------------------------------------
 
 
 def draw(rows: torch.Tensor, seed: Any, step: Any, streams: Any, num_samples: int | None, limit: int | None) -> Draw:
@@ -160,7 +160,7 @@ def coordinate(
     A tensor on a GPU is not read back to check its range: that would cost a device synchronisation.
     """
     low, high = interval
-    if type(value) is int and low <= value < 2**63 and value < high:  # the usual case, quickly
+    if type(value) is int and low <= value < 2**63 and value < high:  # the usual case, without slow checks
         return value
     if isinstance(value, numbers.Integral) and not isinstance(value, bool) and low <= int(value) < high:
         return _signed(int(value))
@@ -181,7 +181,7 @@ def _signed(number: int) -> int:
 
 
 def _column(value: Any) -> torch.Tensor | None:
-    """An int64 tensor of whole numbers, modulo 2^64; None: they are not whole numbers of 64 bits."""
+    """An int64 tensor of whole numbers, modulo 2^64; None if they are not whole numbers."""
     if isinstance(value, torch.Tensor):
         return value if value.dtype == torch.int64 else None
     if isinstance(value, np.ndarray):
@@ -195,12 +195,12 @@ def _column(value: Any) -> torch.Tensor | None:
 
 
 def _outside(value: Any, column: torch.Tensor, low: int, high: int) -> int | None:
-    """One of the numbers that is not in [low, high), if there is one."""
+    """A number outside [low, high), or None."""
     if isinstance(value, (list, tuple)):
         return next((int(n) for n in value if not low <= int(n) < high), None)
     if (low, high) == SEED or not column.numel() or column.device.type != "cpu" or traced(column):
         return None
-    least, largest = map(int, torch.aminmax(column))  # two numbers: much quicker than a comparison for each row
+    least, largest = map(int, torch.aminmax(column))  # two numbers: much faster than a comparison for each row
     if low <= least and largest < high:
         return None
     worst = least if least < low else largest
@@ -231,7 +231,7 @@ def _fresh_seed(rows: torch.Tensor) -> int | torch.Tensor:
     return drawn.to(rows.device).expand(rows.shape[0]) if traced(rows) else int(drawn)
 
 
-# ---- what is wanted, and where to ------------------------------------------------------------------------------------
+# ---- statistics and outputs ------------------------------------------------------------------------------------------
 
 NOTHING = Wanted()
 
@@ -266,8 +266,7 @@ def _ids(name: str, ids: Any, rows: torch.Tensor, limit: int) -> torch.Tensor:
 
 
 def check_out(out: Any, logits: torch.Tensor) -> None:
-    """`out` is written row after row, by threads: no two of its elements may lie at one address, and none of them at that of
-    another logit."""
+    """Threads write the rows of `out`: its elements must have distinct addresses, and none of them that of another logit."""
     if not isinstance(out, torch.Tensor):
         raise TypeError(f"out must be a torch.Tensor; got {type(out).__name__}.")
     if (out.shape, out.dtype, out.device) != (logits.shape, logits.dtype, logits.device):
@@ -307,15 +306,15 @@ def _is_same_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 def _share_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Exactly: windows of one buffer may interleave without touching."""
-    most_work = 10**7  # of the search for a common address; where it ends without an answer, there may be one
+    most_work = 10**7  # of the search for a common address; if it ends without an answer, assume that there is one
     try:
         return np.shares_memory(_Memory(a), _Memory(b), max_work=most_work)  # type: ignore[arg-type]  # numpy's stub knows two numbers
-    except getattr(np, "exceptions", np).TooHardError:  # numpy 1 has it one level up
+    except getattr(np, "exceptions", np).TooHardError:  # numpy 1 has it at the top level
         return True
 
 
 class _Memory:
-    """The bytes of a tensor on any device, as numpy is told of them; numpy looks at the addresses alone."""
+    """The memory of a tensor on any device, described to numpy, which looks at addresses alone."""
 
     def __init__(self, x: torch.Tensor):
         size = x.element_size()
@@ -332,7 +331,7 @@ class _Memory:
 
 
 def refuse_unknown(function: Callable[..., Any], unknown: dict[str, Any]) -> NoReturn:
-    """Arguments that the function does not have. Rules among them are shown as the plan that they make."""
+    """Raises for arguments that the function does not have. The message turns rules among them into a plan."""
     from .rules import RULES
 
     name = function.__name__

@@ -2,7 +2,7 @@
 
 FASTDECODE_BACKEND=reference|cpu|cuda|triton  use this engine, or fail; unset: the fastest one that can run on the logits' device
 FASTDECODE_CPU=baseline|avx2|avx512    the instruction set of the cpu engine; unset: the best one this machine has
-FASTDECODE_REQUIRE=cpu,...             engines that the tests must find here: a missing one fails instead of being skipped
+FASTDECODE_REQUIRE=cpu,...             engines that the tests require: a missing one fails its tests instead of skipping them
 TRITON_INTERPRET=1                     Triton's own: the triton engine then runs on CPU tensors, slowly
 """
 
@@ -20,7 +20,7 @@ from .record import Draw, Mixing, Wanted
 
 
 class Engine(Protocol):
-    """What every engine offers. Arguments were checked by ops.py: 2-D logits with unit inner stride, on one device."""
+    """What every engine provides. ops.py has checked the arguments: 2-D logits with unit inner stride, on one device."""
 
     def truncate(
         self, logits: torch.Tensor, cuts: torch.Tensor, out: torch.Tensor, filter_value: float, vocab_limit: int
@@ -42,10 +42,10 @@ class Engine(Protocol):
         candidates: torch.Tensor,
         draw: Draw,
         mixing: Mixing,
-        found: dict[str, torch.Tensor],
+        sampled: dict[str, torch.Tensor],
     ) -> dict[str, torch.Tensor]:
         """Soft tokens (soft.py) of candidates [B, M], contiguous: the plan's survivors first, the largest of them first; for multi
-        the drawn tokens. `found` is what `sample` said. Fields: ids, weights, tokens, log_pi, noise, logprobs of `SoftTokens`."""
+        the drawn tokens. `sampled`: the outputs of `sample`. Fields: ids, weights, tokens, log_pi, noise, logprobs of `SoftTokens`."""
 
     def embed(self, ids: torch.Tensor, weights: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
         """`soft_embedding` of contiguous ids and float32 weights [B, M], for a table of float32, float16 or bfloat16."""
@@ -61,14 +61,14 @@ class Engine(Protocol):
 
 ENGINES: dict[str, Engine] = {"reference": reference}
 MISSING: dict[str, str] = {}  # engines that cannot run here, and why
-_unusable = ""  # why no call may run at all
+_unusable = ""  # the reason why every call must fail
 
 try:
     from .engines import cpu
 
     ENGINES["cpu"] = cpu
     cpu.use_target(os.environ.get("FASTDECODE_CPU"))
-except ValueError as error:  # said by the first call: an import must not fail, not even the doctor's
+except ValueError as error:  # the first call raises it: the import, which the doctor needs too, must not fail
     _unusable = f"FASTDECODE_CPU: {error}"
 except ImportError as error:
     MISSING["cpu"] = f"the compiled extension is not there ({error}); reinstall fastdecode with a C++17 compiler"
@@ -80,10 +80,10 @@ try:
 except ImportError as error:
     MISSING["cuda"] = str(error)
 
-# The engines that can run on a device type, the fastest first. What comes after the reference runs only if asked for.
+# The engines that can run on a device type, the fastest first. Those after the reference run only on request.
 PREFERENCE: dict[str, tuple[str, ...]] = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 
-# Imported only where it can run: it takes as long as the rest of the package.
+# Imported only where it can run: the import takes as long as the rest of the package.
 _interpreting = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 if not _interpreting and not torch.cuda.device_count():
     MISSING["triton"] = "torch sees no GPU here (TRITON_INTERPRET=1 runs it on the CPU, slowly, for tests)"

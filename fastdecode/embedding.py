@@ -1,4 +1,4 @@
-"""What a model is fed with: the weighted sum of the embeddings of a soft token."""
+"""The input of a model for a soft token: the weighted sum of its embeddings."""
 
 from __future__ import annotations
 

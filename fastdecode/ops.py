@@ -50,12 +50,12 @@ def truncate(
     """Masked logits: survivors of the plan hold x / T, all other tokens `filter_value`.
 
     Args:
-        logits: [B, V] or [V]; float32, float16 or bfloat16, any row stride; numpy arrays are answered with numpy.
+        logits: [B, V] or [V]; float32, float16 or bfloat16, any row stride; for a numpy array the answer is one.
         plan: made with `fastdecode.plan`, or a rule, or a list of rules; per-row parameters must hold B values.
-        out: where to write, same shape, dtype and device; `out=logits` works in place. It may not overlap itself, nor logits in
-            part. Default: a new tensor.
-        filter_value: what removed tokens hold.
-        vocab_limit: ids >= vocab_limit are removed, whatever their logits are.
+        out: the tensor to write, of the same shape, dtype and device; `out=logits` works in place. Its elements must not overlap,
+            and it must not overlap logits in part. Default: a new tensor.
+        filter_value: the value of removed tokens.
+        vocab_limit: ids >= vocab_limit are removed.
 
     Returns:
         `out`, or a tensor like `logits`. A row of temperature 0 keeps its largest logit, undivided. A row with a NaN comes
@@ -144,26 +144,26 @@ def sample(
     device. Give each position of a sequence its own `step` and each sequence its own stream.
 
     Args:
-        logits: [B, V] or [V]; float32, float16 or bfloat16, any row stride; numpy arrays are answered with numpy.
+        logits: [B, V] or [V]; float32, float16 or bfloat16, any row stride; for a numpy array the answer is one.
         plan: made with `fastdecode.plan`, or a rule, or a list of rules; None is the plain softmax.
         seed: 64-bit number, or one for each row: a list, or int64 [B]. None draws one from torch's default generator, so
-            `torch.manual_seed` rules it.
+            `torch.manual_seed` controls it.
         step: decoding position in [0, 2^32), or one for each row.
         streams: request id in [0, 2^40), or one for each row. Default: 0 .. B-1. For ids of 64 bits, and for texts, see
             `fastdecode.seed_and_streams`.
-        num_samples: draw so many tokens from each row, with replacement; tokens are then [B, num_samples].
+        num_samples: number of tokens to draw from each row, with replacement; tokens are then [B, num_samples].
         vocab_limit: ids >= vocab_limit do not exist (padded vocabularies).
         stats: True for all, or some of "raw_logprobs", "entropy", "kept_mass", "max_prob", "margin".
-        top_logprobs: return the so many largest log-probabilities and their ids, at temperature 1 and before any rule.
-        logprobs_of: int64 [B, n] (or [n] for logits [V]): return the log-probabilities of these ids, likewise.
-        check: raise if a row cannot be sampled, instead of answering -1 for it. Costs a synchronisation on a GPU.
+        top_logprobs: number of largest log-probabilities to return, with their ids, at temperature 1 and before any rule.
+        logprobs_of: int64 [B, n] (or [n] for logits [V]): return the log-probabilities of these ids, at temperature 1 and before any rule.
+        check: raise if a row cannot be sampled, instead of returning -1 for it. Costs a synchronisation on a GPU.
 
     Returns:
         A `Sample`; its docstring gives shapes and meanings.
 
     Raises:
         TypeError, ValueError: an argument is not as described.
-        ValueError: `check=True` and a row holds a NaN or nothing that could be sampled; the message names the rows.
+        ValueError: `check=True` and a row holds a NaN or nothing to sample; the message names the rows.
     """
     if unknown:
         arguments.refuse_unknown(sample, unknown)
@@ -179,18 +179,18 @@ def sample(
     plain = stats is False and not top_logprobs and logprobs_of is None
     wanted = arguments.NOTHING if plain else arguments.wanted(stats, top_logprobs, logprobs_of, rows, draw.vocab_limit)
     if arguments.traced(rows):
-        found = torch_ops.sample(rows, cuts, draw, wanted)
+        outputs = torch_ops.sample(rows, cuts, draw, wanted)
     else:
         if arguments.unseen_calls:
             arguments.look_for_probabilities(rows)
-        found = dispatch.engine_for(rows.device).sample(
+        outputs = dispatch.engine_for(rows.device).sample(
             rows.detach() if rows.requires_grad else rows, cuts, draw, wanted
         )
     if check:
-        arguments.raise_if_flagged(found["status"])
+        arguments.raise_if_flagged(outputs["status"])
     if logits.ndim == 1:
-        found = {name: value.squeeze(0) for name, value in found.items()}
-    return Sample(**found)
+        outputs = {name: value.squeeze(0) for name, value in outputs.items()}
+    return Sample(**outputs)
 
 
 @overload
@@ -235,10 +235,10 @@ def sample_temperatures(
     check: bool = False,
     **unknown: Any,
 ) -> Sample[torch.Tensor] | Sample[Array]:
-    """Draw tokens from each row at several temperatures, from one look at the row.
+    """Draw tokens from each row at several temperatures, with one read of the row.
 
     At temperature t it draws what `sample(logits, plan(temperature(t), *rules), ...)` with the same seed, step, streams and
-    num_samples draws: all temperatures share their noise, so their tokens differ because of the temperature alone. For
+    num_samples draws: all temperatures share their noise, so only the temperature makes their tokens differ. For
     independent draws (test-time scaling), repeat the rows with streams of their own and give the plan a temperature for each.
 
     Args:
@@ -268,18 +268,18 @@ def sample_temperatures(
     plain = stats is False
     wanted = arguments.NOTHING if plain else arguments.wanted(stats, 0, None, rows, draw.vocab_limit)
     if arguments.traced(rows):
-        found = torch_ops.sample_temperatures(rows, cuts, draw, wanted)
+        outputs = torch_ops.sample_temperatures(rows, cuts, draw, wanted)
     else:
         if arguments.unseen_calls:
             arguments.look_for_probabilities(rows)
-        found = dispatch.engine_for(rows.device).sample_temperatures(
+        outputs = dispatch.engine_for(rows.device).sample_temperatures(
             rows.detach() if rows.requires_grad else rows, cuts, draw, wanted
         )
     if check:
-        arguments.raise_if_flagged(found["status"][:, 0])
+        arguments.raise_if_flagged(outputs["status"][:, 0])
     if logits.ndim == 1:
-        found = {name: value.squeeze(0) for name, value in found.items()}
-    return Sample(**found)
+        outputs = {name: value.squeeze(0) for name, value in outputs.items()}
+    return Sample(**outputs)
 
 
 def _to_numpy(answer: Sample[torch.Tensor]) -> Sample[Array]:

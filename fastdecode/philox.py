@@ -18,7 +18,7 @@ import torch
 
 from .arguments import SEED, coordinate
 
-# What a stream of noise is used for: the top 8 bits of the stream, so that no two uses ever share a word.
+# The use of a stream is its top 8 bits, so that no two uses share a word.
 TOKEN, GROUP = 0, 1
 SOFT_GUMBEL, SOFT_GAMMA, SOFT_BOOST = 2, 3, 4  # soft tokens: one Gumbel noise, or two uniforms, for each token id
 
@@ -34,7 +34,7 @@ def philox4x32_10(counter: tuple[torch.Tensor, ...], key: tuple[torch.Tensor, ..
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
-        # The products may wrap around int64; the bits are right all the same, and the mask undoes the sign.
+        # The products may wrap around int64; the low 64 bits are still right, and the mask removes the sign.
         p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
         c0, c1, c2, c3 = ((p1 >> 32) & _LOW32) ^ c1 ^ k0, p1 & _LOW32, ((p0 >> 32) & _LOW32) ^ c3 ^ k1, p0 & _LOW32
         k0, k1 = (k0 + 0x9E3779B9) & _LOW32, (k1 + 0xBB67AE85) & _LOW32
@@ -77,12 +77,12 @@ _UPPER = 0x9E3779B97F4A7C15  # odd, 2^64 over the golden ratio: its first 2^24 m
 
 
 def seed_and_streams(seed: int | torch.Tensor, ids: Any) -> tuple[int | torch.Tensor, int | torch.Tensor]:
-    """A seed and a stream for request ids of 64 bits, such as hashes: what `seed=` and `streams=` take.
+    """A seed and a stream for request ids of 64 bits, such as hashes: the values of `seed=` and `streams=`.
 
         stream = id mod 2^40,    seed' = seed + (id >> 40) * 0x9E3779B97F4A7C15   mod 2^64
 
-    No two ids of one seed share a place, and an id below 2^40 draws what it draws as a stream. Runs whose seeds differ by less
-    than 2^39 share no place either. A text stands for a 64-bit hash of it (BLAKE2b, the same on every machine): of a million
+    Two ids of one seed never share coordinates, and an id below 2^40 draws as the stream of that number does. Nor do runs share
+    coordinates if their seeds differ by less than 2^39. A text stands for a 64-bit hash of it (BLAKE2b, the same on every machine): of a million
     texts, two have the same hash with a chance of 3 in 10^8.
 
     Args:

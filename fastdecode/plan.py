@@ -50,7 +50,7 @@ class Plan:
         return hash(self.rules)
 
     def __call__(self, *_: object, **__: object) -> NoReturn:
-        """A plan is no function. This says so, above all to those who put one into `logits_processor=[...]`."""
+        """Raises: a plan is not a function. The message helps those who put one into `logits_processor=[...]`."""
         raise TypeError(
             "a plan cannot be called: call fastdecode.truncate(logits, plan) or fastdecode.sample(logits, plan); in "
             "logits_processor=[...], pass fastdecode.hf.FusedLogitsProcessor(plan)."
@@ -58,18 +58,18 @@ class Plan:
 
     def packed(self, device: torch.device) -> torch.Tensor:
         """The cuts as a float32 tensor [B or 1, number of cuts, number of fields]; the last one is the draw."""
-        found = self._packed.get(device)
-        if found is None:
-            found = self._packed[device] = _pack(self.cuts, 1 if self.rows is None else self.rows).to(device)
-        return found
+        packed = self._packed.get(device)
+        if packed is None:
+            packed = self._packed[device] = _pack(self.cuts, 1 if self.rows is None else self.rows).to(device)
+        return packed
 
     def at(self, t: Parameter) -> Plan:
-        """This plan after one more temperature, which comes first."""
+        """This plan with one more temperature in front."""
         return Plan((temperature(t), *self.rules))
 
     def packed_at(self, temperatures: tuple[float, ...] | torch.Tensor, device: torch.device) -> torch.Tensor:
         """The cuts of `at(t)` for each temperature, float32 [B or 1, T, number of cuts, number of fields]; with per-row
-        temperatures, [B, T], B of them. Those of numbers are remembered until others are asked for."""
+        temperatures, [B, T], B of them. The last result for numbers is kept for the next call."""
         key = (temperatures, device) if isinstance(temperatures, tuple) else None
         if key is not None and self._packed_at is not None and self._packed_at[0] == key:
             return self._packed_at[1]
@@ -87,15 +87,13 @@ def plan(*rules: Rule | Iterable[Rule]) -> Plan:
         TypeError: an argument is not a rule.
         ValueError: two parameters hold different numbers of rows.
     """
-    chain: Iterable[Any] = rules  # of rules; Plan says so if it is not
+    chain: Iterable[Any] = rules  # of rules; Plan refuses anything else
     if len(rules) == 1 and isinstance(rules[0], Iterable) and not isinstance(rules[0], (Rule, str, bytes, Mapping)):
         chain = rules[0]
     return Plan(chain)
 
 
-PlanLike = (
-    Plan | Rule | Sequence[Rule]
-)  # what may stand where a plan is asked for; a plan that was made once is quicker
+PlanLike = Plan | Rule | Sequence[Rule]  # accepted in place of a plan; a plan made once is faster
 
 
 def as_plan(value: Any) -> Plan:
@@ -131,22 +129,22 @@ def _with_temperatures(rules: tuple[Rule, ...]) -> tuple[Cut, ...]:
 
 
 def _times(product: Parameter, t: Parameter) -> Parameter:
-    """In double, where 1e-30 * 1e-30 * 1e30 is not 0; greedy rows stay greedy."""
+    """In float64, where 1e-30 * 1e-30 * 1e30 is not 0; greedy rows stay greedy."""
     if isinstance(t, torch.Tensor):
         return torch.where(t == 0, 0.0, product * t.double())
     return product * t if t else product * 0.0
 
 
 def _within_reach(t: Parameter) -> Parameter:
-    """A temperature that every engine can divide by. This is the one place that sees to it, also for tensors on a GPU, whose values
-    nobody has checked: what is not a number >= 0 makes its row greedy."""
+    """A temperature that every engine can divide by. The values of a tensor on a GPU were not checked before: anything but a number >= 0
+    makes its row greedy. Engines rely on this function."""
     if isinstance(t, torch.Tensor):
         return torch.where(t >= COLDEST, t.clamp(max=HOTTEST), 0.0).float()
     return min(t, HOTTEST) if t >= COLDEST else 0.0
 
 
 def _common_rows(rules: tuple[Rule, ...], cuts: tuple[Cut, ...]) -> int | None:
-    """How many rows the per-row parameters hold, or None if every parameter is one number."""
+    """The length of the per-row parameters; None if every parameter is one number."""
     lengths = {len(value) for cut in cuts for value in vars(cut).values() if isinstance(value, torch.Tensor)}
     if len(lengths) > 1:
         shown = ", ".join(map(repr, rules))
@@ -157,7 +155,7 @@ def _common_rows(rules: tuple[Rule, ...], cuts: tuple[Cut, ...]) -> int | None:
 
 
 def _pack(cuts: tuple[Cut, ...], rows: int) -> torch.Tensor:
-    """On the device of the per-row tensors, if there are any: reading them back would wait for a GPU."""
+    """On the device of the per-row tensors, if any: reading them back would wait for a GPU."""
     columns = [[getattr(cut, name) for name in FIELDS] for cut in cuts]
     numbers = [[0.0 if isinstance(value, torch.Tensor) else float(value) for value in cut] for cut in columns]
     packed = torch.tensor(numbers, dtype=torch.float32, device="cpu").repeat(rows, 1, 1)

@@ -1,7 +1,7 @@
 """`fastdecode.plot`: the probabilities of one row by rank, the edge of each plan on them, and what it keeps.
 
-The only drawing of rows and rules; `python -m fastdecode plot` calls it. A rule has its colour from its place in `RULES`, in every
-picture, so a new rule at the end of `RULES` takes the next colour and changes none.
+Rows and rules are drawn only here; `python -m fastdecode plot` calls it. A rule's place in `RULES` decides its colour in every
+picture, so a new rule at the end of `RULES` takes the next colour and changes no other.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours without their yellow, which is too pale on white, then five that stay apart from them for colour-blind
-# readers. A plan of several rules has no colour of its own.
+# Okabe and Ito's colours without yellow, which is too pale on white; then five that colour-blind readers can tell from them. A plan of several rules has no colour of its own.
 COLORS = (
     "#D55E00", "#000000", "#0072B2", "#E69F00", "#009E73", "#CC79A7",
     "#56B4E9", "#882255", "#8C6D00", "#332288", "#44AA99", "#999933",
@@ -114,8 +113,8 @@ def arrange(plans: PlanLike | Sequence[Plan | Rule]) -> dict[float, list[Plan]]:
     except ImportError as error:
         raise ImportError("plot draws with matplotlib, which is not installed: pip install matplotlib.") from error
     panels: dict[float, list[Plan]] = {}
-    for given in plans if isinstance(plans, (list, tuple)) else [plans]:
-        chain, t = as_plan(given), 1.0
+    for each in plans if isinstance(plans, (list, tuple)) else [plans]:
+        chain, t = as_plan(each), 1.0
         if chain.rules and isinstance(chain.rules[0].temperature, (int, float)):
             t, chain = float(chain.rules[0].temperature), Plan(chain.rules[1:])
         panels.setdefault(t, []).append(chain)
@@ -131,7 +130,7 @@ def arrange(plans: PlanLike | Sequence[Plan | Rule]) -> dict[float, list[Plan]]:
 
 @dataclass(frozen=True)
 class Kept:
-    """What a plan keeps of a row: the ranks from `first` to `last` (1 is the most probable token), and their mass."""
+    """The tokens that a plan keeps of a row: the ranks from `first` to `last`, 1 for the most probable one, and their mass."""
 
     first: int
     last: int
@@ -143,7 +142,7 @@ class Kept:
 
 
 def kept(row: torch.Tensor, chain: PlanLike, t: float) -> Kept:
-    """What the plan keeps after this temperature."""
+    """The tokens that the plan keeps after this temperature."""
     after = as_plan(chain).at(t)
     places = (ops.truncate(row, after)[_ranked(row)] > -torch.inf).nonzero().flatten()
     mass = ops.sample(row, after, seed=0, stats=("kept_mass",), check=True).kept_mass
@@ -152,7 +151,7 @@ def kept(row: torch.Tensor, chain: PlanLike, t: float) -> Kept:
 
 
 def kept_counts(row: torch.Tensor, chain: PlanLike) -> torch.Tensor:
-    """How many tokens the plan keeps at each temperature of SWEEP."""
+    """The number of tokens that the plan keeps at each temperature of SWEEP."""
     return ops.sample_temperatures(row, SWEEP.tolist(), as_plan(chain), seed=0).kept
 
 
@@ -166,7 +165,7 @@ class Look:
 
 
 def look(chain: Plan, turn: int = 0) -> Look:
-    """Of a single rule by its place among the rules; `turn`: the place among plans that share this colour."""
+    """A single rule's look follows from its place in RULES. `turn`: the index among plans of one colour."""
     names = [rule.__name__ for rule in RULES if rule is not temperature]
     if len(chain.rules) == 1 and chain.rules[0].name in names:
         place = names.index(chain.rules[0].name)
@@ -175,31 +174,31 @@ def look(chain: Plan, turn: int = 0) -> Look:
 
 
 def looks(drawn: Sequence[Plan]) -> dict[Plan, Look]:
-    """How each plan is drawn, where all are in one picture.
+    """The look of each plan in a picture that shows them all.
 
     Raises:
         ValueError: too many of them share a colour.
     """
-    found: dict[Plan, Look] = {}
+    styles: dict[Plan, Look] = {}
     for chain in drawn:
-        turn = sum(other.color == look(chain).color for other in found.values())
+        turn = sum(other.color == look(chain).color for other in styles.values())
         if turn == len(DASHES):
             what = chain.rules[0].name if len(chain.rules) == 1 else "several rules"
             more = sum(look(other).color == look(chain).color for other in drawn)
             raise ValueError(
                 f"plot can tell {len(DASHES)} plans of {what} apart; got {more}: draw fewer in one picture."
             )
-        found[chain] = look(chain, turn)
-    return found
+        styles[chain] = look(chain, turn)
+    return styles
 
 
 def _row(logits: Any) -> torch.Tensor:
     """float32 [V] on the CPU."""
-    given = arguments.from_numpy("logits", logits) if isinstance(logits, np.ndarray) else logits
-    rows = arguments.rows(given, exact=True)
+    array = arguments.from_numpy("logits", logits) if isinstance(logits, np.ndarray) else logits
+    rows = arguments.rows(array, exact=True)
     if len(rows) != 1:
         raise ValueError(
-            f"plot draws one row, logits of shape [V]; got {list(given.shape)}: logits[0] is the first row."
+            f"plot draws one row, logits of shape [V]; got {list(array.shape)}: logits[0] is the first row."
         )
     row = rows[0].detach().float().cpu()
     if not bool((row < torch.inf).all() and (row > -torch.inf).any()):
@@ -265,9 +264,9 @@ def _edges(panel: Axes, row: torch.Tensor, t: float, kept_here: dict[Plan, Kept]
     """From the curve down to the bars: a line at the last rank that is kept, and at the first if it is not 1."""
     p = _probabilities(row, t)
     low = panel.get_ylim()[0]
-    for chain, found in kept_here.items():
+    for chain, interval in kept_here.items():
         style = styles[chain]
-        for rank in {found.first, found.last} - {1} | {found.last}:
+        for rank in {interval.first, interval.last} - {1} | {interval.last}:
             panel.plot([rank, rank], [low, p[rank - 1]], color=style.color, linestyle=style.dashes, linewidth=1.2)
             panel.plot(
                 rank, p[rank - 1], marker=style.marker, color=style.color, markersize=8, markeredgecolor="white", markeredgewidth=0.6,
@@ -278,15 +277,15 @@ def _edges(panel: Axes, row: torch.Tensor, t: float, kept_here: dict[Plan, Kept]
 def _lanes(
     panel: Axes, drawn: list[Plan], kept_here: dict[Plan, Kept], styles: dict[Plan, Look], labelled: bool
 ) -> None:
-    """One bar a plan, over the ranks that it keeps; beside it how many they are, and their mass."""
+    """One bar a plan, over the ranks that it keeps; their number and mass are written beside it."""
     for place, chain in enumerate(drawn):
         if chain not in kept_here:
             continue
-        found = kept_here[chain]
-        low, high = found.first * 0.9, found.last * 1.1  # a bar of one token would have no width
+        interval = kept_here[chain]
+        low, high = interval.first * 0.9, interval.last * 1.1  # a bar of one token would have no width
         panel.barh(place, high - low, left=low, height=0.6, color=styles[chain].color)
         panel.annotate(
-            f"{found.count} ({found.mass:.0%})", (1, place), (4, 0), xycoords=("axes fraction", "data"),
+            f"{interval.count} ({interval.mass:.0%})", (1, place), (4, 0), xycoords=("axes fraction", "data"),
             textcoords="offset points", va="center", fontsize=8,
         )  # fmt: skip
     panel.set(xlabel="rank of the token", ylim=(len(drawn) - 0.4, -0.6))
@@ -299,12 +298,12 @@ def _lanes(
 def _names(
     panel: Axes, row: torch.Tensor, drawn: list[Plan], kept_here: dict[Plan, Kept], tokenizer: Any, letters: int, labelled: bool
 ) -> None:  # fmt: skip
-    """One line a plan: the tokens that it keeps, the most probable one first; if there is no room for all, the last one too."""
+    """One line a plan: the tokens that it keeps, the most probable one first. If they do not all fit, the last one is shown too."""
     ids = _ranked(row)
     for place, chain in enumerate(drawn):
         if chain in kept_here:
-            found = kept_here[chain]
-            shown = listed([int(token) for token in ids[found.first - 1 : found.last]], tokenizer, letters)
+            interval = kept_here[chain]
+            shown = listed([int(token) for token in ids[interval.first - 1 : interval.last]], tokenizer, letters)
             text = panel.text(0, place, shown, fontsize=7, va="center", family="monospace", parse_math=False)
             text.set_in_layout(False)  # a wide name does not make the panel narrow
     panel.set(xlim=(0, 1), ylim=(len(drawn) - 0.4, -0.6))
@@ -314,7 +313,7 @@ def _names(
 
 
 def listed(tokens: list[int], tokenizer: Any, letters: int) -> str:
-    """The names of the tokens in so many letters; where they do not fit, the first ones, dots, and the last one."""
+    """The names of the tokens in at most `letters` characters; if they do not fit, the first ones, dots, and the last one."""
     names: list[str] = []
     last = _written(tokenizer, tokens[-1])
     for token in tokens:

@@ -1,4 +1,4 @@
-"""What goes into an engine beside the logits and the plan, and what comes out."""
+"""The inputs of an engine other than the logits and the plan, and its outputs."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ else:
 # Sample.status
 OK = 0
 NAN = 1  # the row holds a NaN
-EMPTY = 2  # the row holds nothing that could be sampled: every logit is -inf
+EMPTY = 2  # the row has nothing to sample: every logit is -inf
 
 Noise = Literal["none", "gumbel", "dirichlet", "multi"]  # of soft tokens
-NOISES: tuple[Noise, ...] = get_args(Noise)  # their places are the codes that engines know
+NOISES: tuple[Noise, ...] = get_args(Noise)  # the index of a name is its code in the engines
 
 Statistic = Literal["raw_logprobs", "entropy", "kept_mass", "max_prob", "margin"]
 STATISTICS: tuple[Statistic, ...] = get_args(Statistic)
-Statistics = bool | Statistic | Sequence[Statistic]  # which of them a caller wants: all, none, one or some
+Statistics = bool | Statistic | Sequence[Statistic]  # those that a caller wants: all, none, one or several
 
 
-@dataclass(slots=True, eq=False)  # not frozen: that makes an object four times as slow to make
+@dataclass(slots=True, eq=False)  # not frozen: a frozen one takes four times as long to make
 class Draw:
     """The coordinates of the draws: each of seed, step, streams is one number for all rows or an int64 [B] tensor."""
 
@@ -39,7 +39,7 @@ class Draw:
     streams: torch.Tensor | None  # None: 0 .. B-1
     num_samples: int
     vocab_limit: int
-    flat: bool = False  # one sample: what is [B, num_samples] comes without the second dimension
+    flat: bool = False  # one sample: outputs of shape [B, num_samples] lose the second dimension
 
     def columns(self, batch: int, device: torch.device) -> list[torch.Tensor]:
         """seed, step and streams as int64 [B] tensors on `device`."""
@@ -47,13 +47,13 @@ class Draw:
         return [_as_int64(t).to(device).expand(batch) for t in (self.seed, self.step, streams)]
 
 
-def drop_samples(found: dict[str, torch.Tensor], draw: Draw) -> dict[str, torch.Tensor]:
-    """What an engine found for [B, 1] samples, as `draw.flat` wants it."""
+def drop_samples(outputs: dict[str, torch.Tensor], draw: Draw) -> dict[str, torch.Tensor]:
+    """Outputs of an engine for [B, 1] samples, without the second dimension if `draw.flat`."""
     if draw.flat:
         for name in ("tokens", "logprobs", "raw_logprobs"):
-            if name in found:
-                found[name] = found[name].squeeze(1)
-    return found
+            if name in outputs:
+                outputs[name] = outputs[name].squeeze(1)
+    return outputs
 
 
 def sample_one_by_one(
@@ -68,14 +68,14 @@ def _as_int64(value: int | torch.Tensor) -> torch.Tensor:
     return value if isinstance(value, torch.Tensor) else torch.tensor([value], dtype=torch.int64, device="cpu")
 
 
-@dataclass(slots=True, eq=False)  # not frozen: that makes an object four times as slow to make
+@dataclass(slots=True, eq=False)  # not frozen: a frozen one takes four times as long to make
 class Wanted:
-    """Which optional statistics to compute; those not wanted cost nothing."""
+    """The optional statistics to compute; the others cost nothing."""
 
     stats: frozenset[str] = frozenset()  # a subset of STATISTICS
     top_logprobs: int = 0
     logprobs_of: torch.Tensor | None = None  # int64 [B, n]
-    ids_alone: bool = False  # of the top_logprobs their ids: an engine may leave top_logprobs out
+    ids_alone: bool = False  # top_ids are enough: an engine may leave top_logprobs out
 
     def fields(self) -> tuple[str, ...]:
         """The names of all tensors that `sample` of an engine returns, in the order of `Sample`."""
@@ -86,7 +86,7 @@ class Wanted:
 
 @dataclass(slots=True, eq=False)
 class Mixing:
-    """How soft tokens are made of candidates: see soft.py."""
+    """How candidates are mixed into soft tokens: see soft.py."""
 
     noise: str  # one of NOISES
     strength: float  # gumbel: the scale of the noise; dirichlet: gamma
@@ -95,20 +95,20 @@ class Mixing:
     straight_through: bool = False
 
 
-@dataclass(slots=True, eq=False)  # not frozen: that makes an object four times as slow to make
+@dataclass(slots=True, eq=False)  # not frozen: a frozen one takes four times as long to make
 class Sample(Generic[Array]):
-    """Drawn tokens and what is known about them. Log-probabilities and entropies are in nats, float32.
+    """Drawn tokens and their statistics. Log-probabilities and entropies are in nats, float32.
 
-    The fields are tensors, or numpy arrays where the logits were one.
+    The fields are tensors; for a numpy array of logits they are numpy arrays.
 
     With `num_samples=n`, tokens, logprobs and raw_logprobs are [B, n], otherwise [B]; for logits [V] the batch dimension is
-    gone everywhere. Fields that were not asked for are None; to type checkers they are `Any` as well, so that what was asked
-    for need not be tested for None. In a row whose status is not 0, tokens and ids are -1, kept is 0 and all other fields are NaN.
+    gone everywhere. Fields that were not asked for are None. Type checkers also see `Any`, so that a field that was asked for
+    needs no test for None. In a row whose status is not 0, tokens and ids are -1, kept is 0 and all other fields are NaN.
     """
 
     tokens: Array  # int64
     logprobs: Array  # ln q(token): the distribution sampled from, after temperature and truncation
-    kept: Array  # int64 [B]: how many tokens survived the plan
+    kept: Array  # int64 [B]: the number of tokens that survived the plan
     status: Array  # uint8 [B]: 0 = fine, STATUS_NAN, STATUS_EMPTY
     raw_logprobs: Array | Any = None  # ln p(token) at temperature 1, before any rule
     entropy: Array | Any = None  # [B]: of the full vocabulary, after temperature, before truncation

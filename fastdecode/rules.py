@@ -10,7 +10,7 @@ deviation (of x / T) and `p2 = sum p^2`, there are two kinds:
 
 The maximum (for a typicality prefix: the most typical token) always survives, and so do all tokens that tie with it:
 tokens with exactly equal logits stay or go together. A need or a floor that is met to within `SLACK` counts as met, so
-that prefixes which are exact on paper (0.5 + 0.3 against 0.8) do not hang on the last bit of a sum.
+that prefixes which are exact on paper (0.5 + 0.3 against 0.8) do not depend on the last bit of a sum.
 
 The engines run these records and never see a rule's name. To add a rule, write one function here and one row in
 `tests/support/cases.py`.
@@ -35,13 +35,13 @@ COUNT, MASS, SURPRISAL, ENTROPY = 0, 1, 2, 3  # measure
 STOP_AFTER, STOP_BEFORE = 0, 1  # is the token that meets the need kept?
 
 SLACK = 1e-6  # one part in a million: the rounding of one float32 logit of ordinary size
-CERTAIN = 1e-10  # nats: with less entropy, tokens beside the largest hold less than 4e-12 of the mass: no noise can make them win
+CERTAIN = 1e-10  # nats: below this entropy, all tokens but the largest hold less than 4e-12 of the mass: no noise can make them win
 COLDEST, HOTTEST = 2.0**-126, 2.0**120  # temperatures below the first act as 0, above the second as the second
 
 FLOAT32_MAX = torch.finfo(torch.float32).max
 
-# Half of the world masks a logit with the lowest number of a type instead of -inf, and float32 logits may have been bfloat16 when
-# that was done. At or below these (of a float16 row, of another), a logit counts as masked where numbers themselves are added up.
+# Many programs mask a logit with the lowest number of its type instead of -inf, and float32 logits may have been bfloat16 then. A
+# logit at or below these (of a float16 row, of any other) counts as masked where logits themselves are added up.
 MASKED_FLOAT16, MASKED = torch.finfo(torch.float16).min, torch.finfo(torch.bfloat16).min
 
 Parameter = float | torch.Tensor  # in a cut
@@ -64,8 +64,8 @@ class Cut:
     stop: int = STOP_AFTER
     temperature: Parameter = 1.0  # filled in by the plan: the product of the temperatures before this cut
     need: Parameter = math.inf  # tokens, share of the mass, or share of the survivors' entropy; inf: off
-    within: Parameter = math.inf  # a prefix measures and keeps the `within` largest logits at most
-    keep: Parameter = 1.0  # keep at least so many tokens (as many as there are, if fewer)
+    within: Parameter = math.inf  # a prefix measures and keeps at most the `within` largest logits
+    keep: Parameter = 1.0  # the smallest number of tokens to keep (all survivors, if fewer)
     w_lse: Parameter = 0.0
     w_sd: Parameter = 0.0
     w_p2: Parameter = 0.0
@@ -84,7 +84,7 @@ FIELDS = tuple(field.name for field in fields(Cut))
 
 @dataclass(frozen=True, eq=False)
 class Rule:
-    """A name and arguments for `repr`, and what they mean: cuts, or one temperature.
+    """A name and arguments for `repr`, and their meaning: cuts, or one temperature.
 
     Rules are equal if they have the same name, options and values. Comparing values for each row reads them back from a GPU.
     """
@@ -117,7 +117,7 @@ class Rule:
         return hash((self.name, self.options, *values))
 
     def __call__(self, *_: object, **__: object) -> NoReturn:
-        """A rule is no function of logits. This says so, and what is."""
+        """Raises: a rule is not a function of logits. The message names the functions that are."""
         raise TypeError(
             "a rule cannot be called: call fastdecode.truncate(logits, plan) or fastdecode.sample(logits, plan); in "
             "logits_processor=[...], pass fastdecode.hf.FusedLogitsProcessor(fastdecode.plan(rule))."
@@ -143,7 +143,7 @@ def top_k(k: Values, min_tokens_to_keep: int = 1) -> Rule:
 
     Args:
         k: whole number >= 0, or one for each row; 0 switches the rule off.
-        min_tokens_to_keep: keep at least so many tokens.
+        min_tokens_to_keep: the smallest number of tokens to keep.
     """
     need = _off_at(_checked("top_k", k, 0, math.inf, "[)", whole=True, off=0), 0.0, math.inf)
     cut = Cut(PREFIX, measure=COUNT, need=need, keep=_keep(min_tokens_to_keep))
@@ -155,7 +155,7 @@ def top_p(p: Values, min_tokens_to_keep: int = 1) -> Rule:
 
     Args:
         p: in (0, 1], or one for each row; 1 switches the rule off.
-        min_tokens_to_keep: keep at least so many tokens.
+        min_tokens_to_keep: the smallest number of tokens to keep.
     """
     need = _off_at(_checked("top_p", p, 0.0, 1.0, "(]", off=1), 1.0, math.inf)
     cut = Cut(PREFIX, measure=MASS, need=need, keep=_keep(min_tokens_to_keep))
@@ -167,7 +167,7 @@ def min_p(p: Values, min_tokens_to_keep: int = 1) -> Rule:
 
     Args:
         p: in [0, 1], or one for each row; 0 switches the rule off. Usual values: 0.05 to 0.1.
-        min_tokens_to_keep: keep at least so many tokens.
+        min_tokens_to_keep: the smallest number of tokens to keep.
     """
     offset = _log(_checked("min_p", p, 0.0, 1.0, "[]", off=0))
     return Rule(
@@ -182,7 +182,7 @@ def typical_p(mass: Values, min_tokens_to_keep: int = 1) -> Rule:
 
     Args:
         mass: in (0, 1], or one for each row; 1 switches the rule off.
-        min_tokens_to_keep: keep at least so many tokens, the most typical ones.
+        min_tokens_to_keep: the smallest number of tokens to keep, the most typical ones.
     """
     need = _off_at(_checked("typical_p", mass, 0.0, 1.0, "(]", off=1), 1.0, math.inf)
     cut = Cut(PREFIX, order=BY_TYPICALITY, measure=MASS, need=need, keep=_keep(min_tokens_to_keep))
@@ -216,7 +216,7 @@ def epsilon_cutoff(e: Values, min_tokens_to_keep: int = 1) -> Rule:
 
     Args:
         e: in [0, 1), or one for each row; 0 switches the rule off. Usual values: 3e-4 to 9e-4.
-        min_tokens_to_keep: keep at least so many tokens.
+        min_tokens_to_keep: the smallest number of tokens to keep.
     """
     offset = _log(_checked("epsilon_cutoff", e, 0.0, 1.0, "[)", off=0))
     cut = Cut(FLOOR, w_lse=1.0, offset=offset, keep=_keep(min_tokens_to_keep))
@@ -228,7 +228,7 @@ def eta_cutoff(e: Values, min_tokens_to_keep: int = 1) -> Rule:
 
     Args:
         e: in [0, 1), or one for each row; 0 switches the rule off. Usual values: 3e-4 to 4e-3.
-        min_tokens_to_keep: keep at least so many tokens.
+        min_tokens_to_keep: the smallest number of tokens to keep.
     """
     offset = _log(_checked("eta_cutoff", e, 0.0, 1.0, "[)", off=0))
     cut = Cut(FLOOR, w_lse=1.0, offset=offset, offset_h=offset / 2, keep=_keep(min_tokens_to_keep))
@@ -240,13 +240,13 @@ def top_n_sigma(n: Values) -> Rule:
 
     The standard deviation is the sample one (n - 1) over the survivors' finite logits, so a mask of -inf does not switch the
     rule off. Nor does a mask of the lowest number of the logits' type (of bfloat16, for float32): such logits are not counted,
-    unless all are such.
+    unless all of them are.
 
     Args:
         n: number > 0, or one for each row; inf switches the rule off. Usual value: 1.
     """
     checked = _checked("top_n_sigma", n, 0.0, math.inf, "(]", off=math.inf)
-    # An infinite number of deviations that are 0 would be no number, so the offset switches it off, as in other floors.
+    # inf * 0 would be NaN in a row of equal logits, so the offset switches the rule off, as in other floors.
     cut = Cut(FLOOR, w_sd=-_off_at(checked, math.inf, 0.0), offset=_where(checked, math.inf, -math.inf, 0.0))
     return Rule("top_n_sigma", (n,), cuts=(cut,))
 
@@ -272,9 +272,9 @@ RULES = (temperature, top_h, top_k, top_p, min_p, typical_p, epsilon_cutoff, eta
 
 
 def _checked(
-    name: str, given: Any, low: float, high: float, ends: str, whole: bool = False, off: float | None = None
+    name: str, value: Any, low: float, high: float, ends: str, whole: bool = False, off: float | None = None
 ) -> Parameter:
-    """`given` as a float or a [B] float32 tensor, inside the interval whose ends are open or closed as `ends` says. The value
+    """`value` as a float or a [B] float32 tensor, inside the interval whose ends are open or closed as `ends` says. The value
     that switches the rule `off` is allowed even if it is infinite.
 
     A tensor on a GPU is not read back to check its range: that would cost a device synchronisation.
@@ -284,20 +284,20 @@ def _checked(
     interval = f"{ends[0]}{low:g}, {high:g}{ends[1]}" if high < math.inf else f"{ends[0]}{low:g}, inf{closed}"
     switch = "" if off is None else f" ({off:g} is off)"
     expected = f"{name} must be {number} in {interval}{switch}, or one for each row: a list, or a 1-D tensor or array"
-    values = plain(given)
+    values = plain(value)
     checked: Parameter
     probe: torch.Tensor | None
     if isinstance(values, numbers.Real) and not isinstance(values, bool):
         number_given = _as_float(values)
         probe = torch.tensor([number_given], dtype=torch.float64, device="cpu")
-        checked = math.inf if number_given > FLOAT32_MAX else number_given  # what it is once it is packed
+        checked = math.inf if number_given > FLOAT32_MAX else number_given  # as the packed float32 has it
     elif (
         isinstance(values, torch.Tensor) and values.ndim == 1 and values.dtype != torch.bool and not values.is_complex()
     ):
         checked = values.detach().to(torch.float32, copy=True)
         probe = values.detach().double() if values.device.type == "cpu" else None
     else:
-        raise ValueError(f"{expected}; got {described(given)}{_if_logits(given)}.")
+        raise ValueError(f"{expected}; got {described(value)}{_if_logits(value)}.")
     if probe is not None:
         inside = (probe >= low if ends[0] == "[" else probe > low) & (probe <= high if ends[1] == "]" else probe < high)
         inside &= torch.isfinite(probe) if off is None else torch.isfinite(probe) | (probe == off)
@@ -305,7 +305,7 @@ def _checked(
             inside &= probe == probe.round()
         if not bool(inside.all()):
             outside = probe[~inside][0].item()
-            got = described(values) if isinstance(checked, float) else f"a {_kind(given)} with {outside:g}"
+            got = described(values) if isinstance(checked, float) else f"a {_kind(value)} with {outside:g}"
             raise ValueError(f"{expected}; got {got}.")
     return checked
 
@@ -317,25 +317,25 @@ def _as_float(value: Any) -> float:
         return math.inf if value > 0 else -math.inf
 
 
-def plain(given: Any) -> Any:
-    """A single number as Python has it, and numbers for each row as a tensor; everything else as it is."""
-    if isinstance(given, (torch.Tensor, np.ndarray, np.generic)) and given.ndim == 0:
-        return given.item()
-    if isinstance(given, np.ndarray) and given.ndim == 1 and given.dtype.kind in "iuf":
-        return torch.from_numpy(given.astype(np.float64))
-    if isinstance(given, (list, tuple)):
-        values = [plain(value) for value in given]
-        if all(isinstance(value, numbers.Real) and not isinstance(value, bool) for value in values):
-            return torch.tensor([_as_float(value) for value in values], dtype=torch.float64, device="cpu")
-    return given
+def plain(value: Any) -> Any:
+    """A single number as a Python number, one number for each row as a tensor, anything else unchanged."""
+    if isinstance(value, (torch.Tensor, np.ndarray, np.generic)) and value.ndim == 0:
+        return value.item()
+    if isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.kind in "iuf":
+        return torch.from_numpy(value.astype(np.float64))
+    if isinstance(value, (list, tuple)):
+        values = [plain(each) for each in value]
+        if all(isinstance(each, numbers.Real) and not isinstance(each, bool) for each in values):
+            return torch.tensor([_as_float(each) for each in values], dtype=torch.float64, device="cpu")
+    return value
 
 
-def _kind(given: Any) -> str:
-    return "tensor" if isinstance(given, torch.Tensor) else "numpy array" if isinstance(given, np.ndarray) else "list"
+def _kind(value: Any) -> str:
+    return "tensor" if isinstance(value, torch.Tensor) else "numpy array" if isinstance(value, np.ndarray) else "list"
 
 
-def _if_logits(given: Any) -> str:
-    if isinstance(given, (torch.Tensor, np.ndarray)) and given.ndim > 1:
+def _if_logits(value: Any) -> str:
+    if isinstance(value, (torch.Tensor, np.ndarray)) and value.ndim > 1:
         return (
             ": to apply the rule to logits, call fastdecode.truncate(logits, plan) or fastdecode.sample(logits, plan)"
         )

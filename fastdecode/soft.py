@@ -1,4 +1,4 @@
-"""Soft tokens: instead of one token, a mixture of a few, to be fed to a model as the weighted sum of their embeddings.
+"""Soft tokens: a mixture of a few tokens instead of one, fed to a model as the weighted sum of their embeddings.
 
 A plan leaves survivors; their `top_m` largest, renormalised, are pi; a mixture y of them is made (arXiv 2505.15778, 2508.03440,
 2505.23648):
@@ -8,9 +8,9 @@ A plan leaves survivors; their `top_m` largest, renormalised, are pi; a mixture 
     dirichlet  y ~ Dir(gamma * pi)
     multi      y = the shares of k draws with replacement   from all survivors: the tokens of `fastdecode.sample(num_samples=k)`
 
-The engine that runs the plan finds the candidates, in the one call that also draws tokens and measures the entropy, and mixes them
-in a second one. Where gradients are wanted, or logits are float64, reference_soft.py mixes them: torch, and the meaning of it all. Only
-where the candidates are not the row's largest logits (a typicality cut, or `top_m=None`) is the row sorted.
+One call of the engine draws tokens, measures the entropy and finds the candidates; a second call mixes them. For gradients and for
+float64 logits reference_soft.py mixes them in torch; it defines the meaning. The row is sorted only if the candidates are not its
+largest logits (a typicality cut, or `top_m=None`).
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ class SoftTokens:
     weights: torch.Tensor  # [B, M]
     tokens: torch.Tensor  # int64 [B]: the id of the largest weight
     entropy: torch.Tensor  # [B]: of the full vocabulary, after temperature, before truncation, without noise
-    kept: torch.Tensor  # int64 [B]: how many tokens survived the plan
+    kept: torch.Tensor  # int64 [B]: the number of tokens that survived the plan
     status: torch.Tensor  # uint8 [B]: as in `Sample`
     soft: torch.Tensor  # bool [B]: False in ordinary rows
-    log_pi: torch.Tensor  # [B, M]: ln pi; for multi and in ordinary rows ln of the share among all survivors
+    log_pi: torch.Tensor  # [B, M]: ln pi; for multi and in ordinary rows ln of the share of all survivors
     noise: torch.Tensor  # [B, M]: gumbel: g; dirichlet: ln y, which does not underflow; multi: how often drawn; else 0
     logprobs: torch.Tensor  # [B]: see `soft_logprobs`
     how: tuple[Noise, float]  # the kind of noise, and its scale or gamma
@@ -76,7 +76,7 @@ def soft_tokens(
     check: bool = False,
     **unknown: NoReturn,
 ) -> SoftTokens:
-    """A mixture of tokens for each row; the top of this file has the formulas.
+    """Make a mixture of tokens for each row, by the formulas at the top of this file.
 
     Gradients flow from the weights to the logits (and tau), at fixed noise and fixed candidates. Ties at the edge of `top_m` go
     to the lower ids.
@@ -86,13 +86,13 @@ def soft_tokens(
         plan: made with `fastdecode.plan`, or a rule, or a list of rules; None is the plain softmax.
         noise: "none", "gumbel", "dirichlet" or "multi".
         tau: for gumbel; above 0, a number or one for each row. Near 0 the mixtures become single tokens.
-        top_m: how many survivors take part; None: all. Not for multi, which draws from all.
+        top_m: number of survivors in the mixture; None: all. Does not apply to multi, which draws from all.
         gamma: for dirichlet: the concentration, above 0. Larger is nearer to pi.
-        k: for multi: how many draws.
+        k: for multi: the number of draws.
         scale: for gumbel: a factor on the noise, above 0.
-        seed, step, streams: as in `fastdecode.sample`. The noise shares no word with the tokens drawn there.
+        seed, step, streams: as in `fastdecode.sample`. The noise shares no random word with the tokens drawn there.
         soft_rows: bool [B]; rows that are False draw one token, the one `fastdecode.sample` draws. Default: all are soft.
-        straight_through: the weights are 1 for the largest and 0 for the others; their gradients are those of the mixture.
+        straight_through: the largest weight is 1 and the others are 0; gradients are those of the mixture.
         vocab_limit: ids >= vocab_limit do not exist.
         check: raise if a row cannot be sampled. Costs a synchronisation on a GPU.
 
@@ -125,24 +125,24 @@ def soft_tokens(
 
     by_logit = width is not None and all(cut.order == BY_LOGIT for cut in chain.cuts)
     top = width if by_logit and width and noise != "multi" else 0
-    found = engine.sample(values, cuts, draw, Wanted(_ENTROPY, top, None, True))
+    sampled = engine.sample(values, cuts, draw, Wanted(_ENTROPY, top, None, True))
     if check:
-        arguments.raise_if_flagged(found["status"])
+        arguments.raise_if_flagged(sampled["status"])
     if noise == "multi":
-        candidates = found["tokens"]
+        candidates = sampled["tokens"]
     else:
-        candidates = found["top_ids"] if by_logit else _largest(engine, values, cuts, width, limit, found)
+        candidates = sampled["top_ids"] if by_logit else _largest(engine, values, cuts, width, limit, sampled)
     if exact or gradient or (isinstance(taus, torch.Tensor) and taus.requires_grad and torch.is_grad_enabled()):
         overall = (exact or gradient) and (noise == "multi" or some is not None)
         keep = _keep(engine, values, cuts, limit) if overall else None
-        mixed = reference_soft.soften(rows, cuts, candidates, draw, mixing, found, keep, engine.uniforms)
+        mixed = reference_soft.soften(rows, cuts, candidates, draw, mixing, sampled, keep, engine.uniforms)
     else:
-        mixed = engine.soften(values, cuts, candidates, draw, mixing, found)
+        mixed = engine.soften(values, cuts, candidates, draw, mixing, sampled)
     if some is None:
         some = torch.ones(batch, dtype=torch.bool, device=device)
-    entropy = found["entropy"].double() if exact else found["entropy"]
+    entropy = sampled["entropy"].double() if exact else sampled["entropy"]
     soft = SoftTokens(
-        mixed["ids"], mixed["weights"], mixed["tokens"], entropy, found["kept"], found["status"], some, mixed["log_pi"],
+        mixed["ids"], mixed["weights"], mixed["tokens"], entropy, sampled["kept"], sampled["status"], some, mixed["log_pi"],
         mixed["noise"], mixed["logprobs"], (noise, strength),
     )  # fmt: skip
     return soft if logits.ndim == 2 else _each(soft, lambda value: value.squeeze(0))
@@ -156,9 +156,9 @@ def soft_logprobs(
     vocab_limit: int | None = None,
     **unknown: NoReturn,
 ) -> torch.Tensor:
-    """[B]: how likely these logits make recorded soft tokens, in nats; differentiable in the logits.
+    """[B]: the log-density of recorded soft tokens under these logits, in nats; differentiable in the logits.
 
-    What policy gradients need: the ratio of two policies is exp(soft_logprobs(new logits, soft) - soft.logprobs).
+    For policy gradients: the ratio of two policies is exp(soft_logprobs(new logits, soft) - soft.logprobs).
 
         gumbel     sum_i -e_i - exp(-e_i) - ln scale,  e_i = (ln pi_old + scale * g - ln pi) / scale
         dirichlet  the logarithm of the density of Dir(gamma * pi) at y
@@ -191,10 +191,10 @@ def soft_logprobs(
 # ---- candidates ------------------------------------------------------------------------------------------------------
 
 
-def _largest(engine, rows, cuts, width: int | None, limit: int, found) -> torch.Tensor:
+def _largest(engine, rows, cuts, width: int | None, limit: int, sampled) -> torch.Tensor:
     """The ids of the largest survivors, lower ids first on ties, from a sort of the whole row."""
     keep = _keep(engine, rows, cuts, limit)
-    most = int(found["kept"].max()) if width is None and len(rows) else width
+    most = int(sampled["kept"].max()) if width is None and len(rows) else width
     order = torch.where(keep, rows, -math.inf).sort(dim=1, descending=True, stable=True).indices
     return order[:, : max(1, most or 1)].contiguous()
 
@@ -221,28 +221,30 @@ def _positive(name: str, value: Any) -> float:
     return float(value)
 
 
-def _tau(given: Any, batch: int, device: torch.device) -> float | torch.Tensor:
-    """One number above 0, or one for each row, float64 [B]. A tensor on a GPU is not read back."""
-    value = given if isinstance(given, torch.Tensor) else plain(given)  # a 0-d tensor may carry a gradient
+def _tau(tau: Any, batch: int, device: torch.device) -> float | torch.Tensor:
+    """A number above 0, or float64 [B]. A tensor on a GPU is not read back."""
+    value = tau if isinstance(tau, torch.Tensor) else plain(tau)  # a 0-d tensor may carry a gradient
     if not isinstance(value, torch.Tensor):
         return _positive("tau", value)
     if not value.is_floating_point() or value.shape not in ((batch,), ()):
         raise ValueError(
-            f"tau must be a number above 0, or one for each row: a list or a float tensor of shape [{batch}]; got {described(given)}."
+            f"tau must be a number above 0, or one for each row: a list or a float tensor of shape [{batch}]; got {described(tau)}."
         )
     if value.device.type == "cpu" and not bool(((value > 0) & (value < math.inf)).all()):
         raise ValueError(f"tau must be above 0 in every row; got {value.detach().min().item():g}.")
     return value.to(device).double().expand(batch)
 
 
-def _soft_rows(given: Any, batch: int, device: torch.device) -> torch.Tensor | None:
-    if given is None:
+def _soft_rows(soft_rows: Any, batch: int, device: torch.device) -> torch.Tensor | None:
+    if soft_rows is None:
         return None
-    flags = given
-    if isinstance(given, (list, tuple, np.ndarray)) and all(isinstance(flag, (bool, np.bool_)) for flag in given):
-        flags = torch.tensor([bool(flag) for flag in given], dtype=torch.bool, device="cpu")
+    flags = soft_rows
+    if isinstance(soft_rows, (list, tuple, np.ndarray)) and all(
+        isinstance(flag, (bool, np.bool_)) for flag in soft_rows
+    ):
+        flags = torch.tensor([bool(flag) for flag in soft_rows], dtype=torch.bool, device="cpu")
     if not isinstance(flags, torch.Tensor) or flags.dtype != torch.bool or flags.shape != (batch,):
-        raise ValueError(f"soft_rows must be a bool tensor of shape [{batch}]; got {described(given)}.")
+        raise ValueError(f"soft_rows must be a bool tensor of shape [{batch}]; got {described(soft_rows)}.")
     return flags.to(device).contiguous()
 
 

@@ -11,7 +11,7 @@ from .record import Draw, Wanted, drop_samples, sample_one_by_one
 from .rules import FIELDS
 
 
-# torch 2.4 does not read annotations that are text, as they are here, so both schemas are written out.
+# torch 2.4 does not read annotations that are strings, as they are in this file, so both schemas are written out.
 @torch.library.custom_op(
     "fastdecode::truncate",
     mutates_args=(),
@@ -40,7 +40,7 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> Non
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """A survivor's output is x / T: its gradient is 1 / T, and 0 for the rest."""
     logits, cuts, output = ctx.saved_tensors
-    if ctx.filter_value != float("-inf"):  # then a survivor could look like a removed token
+    if ctx.filter_value != float("-inf"):  # a survivor could look like a removed token
         output = truncate(logits, cuts, float("-inf"), ctx.vocab_limit)
     temperature = cuts[:, -1, FIELDS.index("temperature")].unsqueeze(1)
     scale = 1 / torch.where(temperature == 0, 1.0, temperature)
@@ -73,8 +73,8 @@ def _sample(
 
     draw = Draw(seed, step, streams, num_samples, vocab_limit)
     wanted = Wanted(frozenset(stats.split()), top_logprobs, logprobs_of)
-    found = engine_for(logits.device).sample(logits.detach(), cuts, draw, wanted)
-    return [found[name] for name in wanted.fields()]
+    outputs = engine_for(logits.device).sample(logits.detach(), cuts, draw, wanted)
+    return [outputs[name] for name in wanted.fields()]
 
 
 @_sample.register_fake
@@ -109,10 +109,10 @@ def _(
 def sample(logits: Tensor, cuts: Tensor, draw: Draw, wanted: Wanted) -> dict[str, Tensor]:
     """An engine's `sample`, through the registered operator."""
     columns = draw.columns(logits.shape[0], logits.device)
-    found = _sample(
+    outputs = _sample(
         logits, cuts, *columns, draw.num_samples, draw.vocab_limit, " ".join(sorted(wanted.stats)), wanted.top_logprobs, wanted.logprobs_of
     )  # fmt: skip
-    return drop_samples(dict(zip(wanted.fields(), found)), draw)
+    return drop_samples(dict(zip(wanted.fields(), outputs)), draw)
 
 
 def sample_temperatures(logits: Tensor, cuts: Tensor, draw: Draw, wanted: Wanted) -> dict[str, Tensor]:

@@ -24,25 +24,23 @@ from .doctor import doctor, engine_in_use
 # What --compare sets side by side, at values where a small model still makes sense at temperature 1.2; a value given on the
 # command line replaces the one here.
 COMPARED = {"top_h": 0.4, "min_p": 0.1, "typical_p": 0.7}
-MAX_TEMPERATURES = (
-    256  # streams have 8 bits for them; known here too, so that it is said before transformers is imported
-)
+MAX_TEMPERATURES = 256  # streams have 8 bits for them; checked here too, before the slow import of transformers
 MAX_TEXTS = 1024  # each is a row of one batch, and a panel on the screen
-LONGEST_MESSAGE = 500  # characters; a library's words or a pasted value may be endless
+LONGEST_MESSAGE = 500  # characters; a library's message or a pasted value may be very long
 
 
 def command() -> int:
-    """What the console script runs: `main` for a person at a shell, to whom no way of stopping shows a traceback."""
+    """The console script: `main`, without a traceback however the program is stopped."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a model writes what the encoding of a terminal may lack
+        sys.stdout.reconfigure(errors="replace")  # a model writes characters that a terminal's encoding may lack
     try:
         try:
             return main()
         finally:
-            sys.stdout.flush()  # a pipe that was closed shows here, where it can be caught
+            sys.stdout.flush()  # a closed pipe raises here, where it can be caught
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader, such as `head`, has stopped
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit would complain
         return 1  # as rich does
 
@@ -108,7 +106,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _check_engine() -> None:
-    """FASTDECODE_BACKEND may ask for one that is not there."""
+    """Raises ValueError if FASTDECODE_BACKEND names an engine that cannot run."""
     try:
         engine_in_use()
     except RuntimeError as error:
@@ -127,7 +125,7 @@ a check finds with probability 0.999 at the number of draws it makes."""
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, but an error is one sentence, without the forty lines of usage before it."""
+    """argparse whose error is one sentence, without forty lines of usage."""
 
     def error(self, message: str) -> NoReturn:
         message = " ".join(message.split())
@@ -239,7 +237,7 @@ def _choices(rule: Callable[..., Rule]) -> list[str]:
 
 
 def plans_from(options: argparse.Namespace) -> list[Plan]:
-    """What the options ask for: one plan, or with --compare one for each sampler.
+    """The plans of the options: one, or with --compare one for each sampler.
 
     Raises:
         ValueError: a value is outside its range, or the options contradict each other.
@@ -267,7 +265,7 @@ def plans_from(options: argparse.Namespace) -> list[Plan]:
 def _rule_from(rule: Callable[..., Rule], options: argparse.Namespace) -> Rule | None:
     name = rule.__name__
     value = getattr(options, name)
-    words = {word: given for word in _choices(rule) if (given := getattr(options, f"{name}_{word}")) is not None}
+    words = {word: choice for word in _choices(rule) if (choice := getattr(options, f"{name}_{word}")) is not None}
     if value is None or value is False:
         if words:
             raise ValueError(f"--{_flag(name)}-{_flag(next(iter(words)))} needs --{_flag(name)}")
@@ -279,7 +277,7 @@ def _rule_from(rule: Callable[..., Rule], options: argparse.Namespace) -> Rule |
 
 
 def _at_a_shell(name: str, error: ValueError) -> str:
-    """What a rule says about its parameter, with the option's name, and without the tensors that Python may pass instead."""
+    """A rule's message with the option's name, and without the tensors that only Python can pass."""
     numbers_alone = re.sub(r", or [^;]*(?=; got )", "", str(error))
     return re.sub(rf"^{name}(?:'s (\w+))?", lambda m: f"--{_flag('_'.join(filter(None, (name, m[1]))))}", numbers_alone)
 
@@ -292,7 +290,7 @@ def _flag(name: str) -> str:
 
 
 def _number(text: str) -> int | float:
-    """A whole number stays one, so that the plan reads as it was typed; one beyond float64 becomes inf."""
+    """A whole number stays an int, so that the plan prints as it was typed; one beyond float64 becomes inf."""
     for kind in (int, float):
         try:
             value = kind(text)
@@ -334,15 +332,15 @@ def _whole(low: int, high: int) -> Callable[[str], int]:
 
 
 def _output(text: str) -> str:
-    """A file that can be written. Permissions, file systems and names have too many rules to be foretold, so it is opened, and
-    removed again if that made it: before a model is loaded, and not after all texts are written."""
+    """A file that can be written. It is opened to find out, before a model is loaded and texts are written, and removed again
+    if that created it: permissions, file systems and names have too many rules to check."""
     there = os.path.exists(text)
     try:
         if not there or os.path.isfile(text) or os.path.isdir(text):  # opening a pipe would wait for its reader
             with open(text, "ab"):
                 pass
         if not there:
-            os.remove(os.path.realpath(text))  # a link to nothing stays one
+            os.remove(os.path.realpath(text))  # a dangling link stays one
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise argparse.ArgumentTypeError(f"expected a file that can be written; got {text!r}: {why}") from None

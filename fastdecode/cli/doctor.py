@@ -1,6 +1,6 @@
-"""The doctor: what `python -m fastdecode` prints and `fastdecode.info()` returns.
+"""The doctor: the report that `python -m fastdecode` prints and `fastdecode.info()` returns.
 
-People run it when something is broken, so every probe stands alone: one that fails becomes a line of the report.
+It runs when something is broken, so every probe is guarded: a failure becomes a line of the report.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _build() -> Probes:
 def _cuda_devices(compiled: Any) -> list[str]:
     try:
         return compiled.cuda_devices()
-    except RuntimeError as error:  # usual where there is no driver, and no failure
+    except RuntimeError as error:  # usual without a driver, and not a failure
         return [f"none: {error}"]
 
 
@@ -133,7 +133,7 @@ def _guarded(section: Callable[[], Probes]) -> Iterator[tuple[str, str]]:
 
 
 def _version(name: str) -> str:
-    """From the package's metadata: importing transformers takes seconds, and may be what is broken."""
+    """From the package's metadata: an import of transformers takes seconds, and may be the broken part."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -164,7 +164,7 @@ def _words(text: str) -> tuple[torch.Tensor, ...]:
 
 
 def _reference_keeps() -> str:
-    """Probabilities 1/2, 1/4, 1/8, 1/16, 1/16: what a rule keeps of them can be said without a computer."""
+    """Of probabilities 1/2, 1/4, 1/8, 1/16, 1/16 a rule keeps what can be worked out by hand."""
     from .. import min_p, plan, top_k, top_p, truncate
 
     row = torch.tensor([[1 / 16, 1 / 2, 1 / 8, 1 / 16, 1 / 4]], dtype=torch.float32, device="cpu").log()
@@ -198,7 +198,7 @@ def _agrees_with_reference(name: str) -> str:
 
 
 def _ordinary_call() -> str:
-    """What a user would do first; fails if the environment asks for an engine that is not there."""
+    """A user's first call; fails if the environment asks for an engine that cannot run."""
     from .. import min_p, plan, sample
 
     token = int(

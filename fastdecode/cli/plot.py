@@ -1,4 +1,4 @@
-"""`python -m fastdecode plot`: the row that is drawn, the usual rules, and the file; `plotting.py` draws."""
+"""`python -m fastdecode plot`: reads the row, chooses the rules, and writes the file; `plotting.py` draws."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHOWN = 50  # characters of a text in the title
 
 @dataclass(frozen=True)
 class Row:
-    """A row of logits, float [V], what to call it, and what names its tokens."""
+    """A row of logits, float [V], its name, and its tokenizer."""
 
     logits: torch.Tensor
     name: str
@@ -36,7 +36,7 @@ def at_each(rules: Sequence[Rule], temperatures: Sequence[float]) -> list[Plan]:
 
 
 def check(rules: Sequence[Rule], temperatures: Sequence[float], path: str | None = None) -> None:
-    """Can such a picture be drawn, and written there? Nothing is read or computed for the answer.
+    """Check, without reading or computing anything, that the picture can be drawn and written.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -126,7 +126,7 @@ def _of_safetensors(file: Path) -> torch.Tensor:
 def _reading(file: Path) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # whatever a library does with a file that is cut off, or is something else
+    except Exception as error:  # a library may raise anything for a truncated file, or one of another kind
         raise ValueError(f"{str(file)!r} cannot be read as {file.suffix}: {error}") from error
 
 
@@ -153,7 +153,7 @@ def picture(row: Row, rules: Sequence[Rule], temperatures: Sequence[float]) -> A
 
 
 def save(figure: Any, path: str) -> None:
-    """Write the picture; the end of the name says in which format.
+    """Write the picture, in the format of the file name's extension.
 
     Raises:
         ValueError: matplotlib cannot write that.

@@ -1,4 +1,4 @@
-"""Texts while they are written: recorded from `generate`, and shown on a terminal or printed into a pipe."""
+"""Texts during generation: recorded from `generate`, and shown on a terminal or printed into a pipe."""
 
 from __future__ import annotations
 
@@ -48,17 +48,17 @@ class Recorder:
 
 
 class Printer:
-    """Prints a text while it is written: after each token what it adds.
+    """Prints a text during generation: after each token, the characters that it adds.
 
-    A token alone does not say that: it may be a part of a character, and whether a space comes before it depends on its
-    neighbours. So it is decoded together with those since the last print but one, and what was printed of them is left out;
-    the cost of a token does not grow with the text.
+    A token alone does not determine them: it may be a part of a character, and the space before it depends on its neighbours. So
+    it is decoded together with the tokens since the last print but one, and the characters already printed are left out. The cost
+    of a token does not grow with the text.
     """
 
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
         self.tokens: list[int] = []
-        self.first = self.printed = 0  # where the last printed piece begins and ends
+        self.first = self.printed = 0  # the tokens of the last printed piece
         self.begun = False
 
     def put(self, token: int) -> None:

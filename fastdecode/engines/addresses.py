@@ -1,8 +1,8 @@
 """Tensors to the addresses, strides and sizes that the compiled engines take. The caller keeps the tensors alive.
 
-A call passes groups of numbers, a tuple for each, and last what it runs on (threads; or a device and a stream). csrc/calls.h spells the
-same groups in C++. `check` compares the names of both sides when an engine is loaded: numbers whose places were swapped on one side
-would be addresses taken for sizes.
+A call passes a tuple of numbers for each group, and last where to run: the threads, or a device and a stream. csrc/calls.h spells the
+same groups in C++. `check` compares the names of both sides when an engine is loaded: two numbers swapped on one side would make an
+address of a size.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ ARGUMENTS = {
 
 
 def check(compiled: Any) -> None:
-    """Compare the names that a compiled module takes with those above.
+    """Compare the argument names of a compiled module with those above.
 
     Raises:
         ImportError: they differ: the module was compiled from other sources.
@@ -79,7 +79,7 @@ def rows_of(logits: torch.Tensor, cuts: torch.Tensor, vocab_limit: int) -> Numbe
 
 def coordinate(value: int | torch.Tensor) -> Coordinate:
     """COORDINATE: a number; or the address and stride of one number for each row."""
-    if isinstance(value, int):  # torch.Tensor is slow to say no
+    if isinstance(value, int):  # first, because isinstance with torch.Tensor is slow
         return value, 0, 0
     return 0, value.data_ptr(), value.stride(0)
 
@@ -90,9 +90,9 @@ def streams_of(draw: Draw) -> tuple[int, int]:
 
 
 def softening(
-    logits: torch.Tensor, cuts: torch.Tensor, candidates: torch.Tensor, draw: Draw, mixing: Mixing, found: dict[str, torch.Tensor]
+    logits: torch.Tensor, cuts: torch.Tensor, candidates: torch.Tensor, draw: Draw, mixing: Mixing, sampled: dict[str, torch.Tensor]
 ) -> tuple[dict[str, torch.Tensor], Softening]:  # fmt: skip
-    """The answers of `soften` of an engine, still empty, and its groups of numbers."""
+    """Empty outputs for `soften` of an engine, and its groups of numbers."""
     shape, device = candidates.shape, logits.device
     made = {
         "ids": torch.empty(shape, dtype=torch.int64, device=device), "weights": torch.empty(shape, dtype=torch.float32, device=device),
@@ -106,7 +106,7 @@ def softening(
     return made, (
         rows_of(logits, cuts, draw.vocab_limit), coordinate(draw.seed), coordinate(draw.step), streams_of(draw),
         (NOISES.index(mixing.noise), mixing.strength, *tau, soft_rows, mixing.straight_through),
-        (shape[1], candidates.data_ptr(), draw.num_samples, *(found[name].data_ptr() for name in SAMPLED[3:])),
+        (shape[1], candidates.data_ptr(), draw.num_samples, *(sampled[name].data_ptr() for name in SAMPLED[3:])),
         tuple(made[name].data_ptr() for name in MIXTURE),
     )  # fmt: skip
 
@@ -114,7 +114,7 @@ def softening(
 def embedding(
     ids: torch.Tensor, weights: torch.Tensor, table: torch.Tensor
 ) -> tuple[torch.Tensor, tuple[Numbers, Numbers]]:
-    """The answer of `embed` of an engine, still empty, and its groups of numbers."""
+    """An empty output for `embed` of an engine, and its groups of numbers."""
     out = torch.empty(len(ids), table.shape[1], dtype=table.dtype, device=table.device)
     return out, (
         (table.data_ptr(), CODE[table.dtype], *table.shape, table.stride(0)),

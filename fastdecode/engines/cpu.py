@@ -43,27 +43,27 @@ def _sample(
     draw: Draw,
     wanted: Wanted,
 ) -> dict[str, torch.Tensor]:
-    # One allocation costs as much as drawing from a short row does, hence nothing here that is not wanted, and one dimension is
-    # given as a number: that is half a microsecond less than a tuple.
+    # An allocation costs as much as a draw from a short row, so only what is wanted is allocated. One dimension is passed as a
+    # number, which is half a microsecond faster than a tuple.
     tokens, logprobs = _INT64.new_empty(shape), _FLOAT32.new_empty(shape)
     kept, status = _INT64.new_empty(rows), _UINT8.new_empty(rows)
-    found = {"tokens": tokens, "logprobs": logprobs, "kept": kept, "status": status}
+    outputs = {"tokens": tokens, "logprobs": logprobs, "kept": kept, "status": status}
     statistics: Numbers = _NO_STATISTICS
     if wanted.stats or wanted.top_logprobs or wanted.logprobs_of is not None:
-        statistics = _add_statistics(found, rows, shape, wanted)
+        statistics = _add_statistics(outputs, rows, shape, wanted)
     _native.sample_cpu(
         rows_of(logits, cuts, draw.vocab_limit), coordinate(draw.seed), coordinate(draw.step), streams_of(draw),
         (temperatures, draw.num_samples, tokens.data_ptr(), logprobs.data_ptr(), kept.data_ptr(), status.data_ptr()),
         statistics, torch.get_num_threads(),
     )  # fmt: skip
-    return found
+    return outputs
 
 
 def soften(
-    logits: torch.Tensor, cuts: torch.Tensor, candidates: torch.Tensor, draw: Draw, mixing: Mixing, found: dict[str, torch.Tensor]
+    logits: torch.Tensor, cuts: torch.Tensor, candidates: torch.Tensor, draw: Draw, mixing: Mixing, sampled: dict[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:  # fmt: skip
     """See `dispatch.Engine`."""
-    made, arguments = softening(logits, cuts, candidates, draw, mixing, found)
+    made, arguments = softening(logits, cuts, candidates, draw, mixing, sampled)
     _native.soften_cpu(*arguments, torch.get_num_threads())
     return made
 
@@ -78,7 +78,7 @@ def embed(ids: torch.Tensor, weights: torch.Tensor, table: torch.Tensor) -> torc
 def uniforms(
     use: int, ids: torch.Tensor, seed: torch.Tensor, step: torch.Tensor, streams: torch.Tensor
 ) -> torch.Tensor:
-    """`philox.uniforms`, without its hundred operations."""
+    """`philox.uniforms` in one call instead of a hundred torch operations."""
     out = torch.empty(ids.shape, dtype=torch.float64, device="cpu")
     ids = ids.contiguous()
     rows, n = ids.shape
@@ -89,29 +89,29 @@ def uniforms(
 
 _NO_STATISTICS = (0,) * len(STATISTIC)
 
-# Outputs are made from these: the engine writes what it writes, whatever torch.set_default_dtype and set_default_device say.
+# Outputs are made from these, so that torch.set_default_dtype and set_default_device do not affect them.
 _FLOAT32, _INT64, _UINT8 = (
     torch.empty(0, dtype=dtype, device="cpu") for dtype in (torch.float32, torch.int64, torch.uint8)
 )
 
 
 def _add_statistics(
-    found: dict[str, torch.Tensor], rows: int | tuple[int, int], shape: int | tuple[int, ...], wanted: Wanted
+    outputs: dict[str, torch.Tensor], rows: int | tuple[int, int], shape: int | tuple[int, ...], wanted: Wanted
 ) -> Numbers:
-    """Allocates what is wanted into `found`; its addresses and sizes, as STATISTIC names them."""
+    """Allocates the wanted statistics in `outputs`, and returns the numbers of STATISTIC."""
     for name in wanted.stats:
-        found[name] = _FLOAT32.new_empty(shape if name == "raw_logprobs" else rows)
+        outputs[name] = _FLOAT32.new_empty(shape if name == "raw_logprobs" else rows)
     top, ids = wanted.top_logprobs, wanted.logprobs_of
     if top:
         each = (rows, top) if isinstance(rows, int) else (*rows, top)
-        found["top_ids"] = _INT64.new_empty(each)
+        outputs["top_ids"] = _INT64.new_empty(each)
         if not wanted.ids_alone:
-            found["top_logprobs"] = _FLOAT32.new_empty(each)
+            outputs["top_logprobs"] = _FLOAT32.new_empty(each)
     if ids is not None:
-        found["logprobs_of"] = _FLOAT32.new_empty(ids.shape)
+        outputs["logprobs_of"] = _FLOAT32.new_empty(ids.shape)
 
     def address(name: str) -> int:
-        return found[name].data_ptr() if name in found else 0
+        return outputs[name].data_ptr() if name in outputs else 0
 
     return (
         *map(address, STATISTICS), top, address("top_logprobs"), address("top_ids"),

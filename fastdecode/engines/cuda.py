@@ -21,7 +21,7 @@ class Engine:
 
     Args:
         compiled: the module with `truncate_cuda`, `sample_cuda`, `soften_cuda` and `embed_cuda`.
-        ranks: blocks for each row; 0: as many as the engine thinks good. No answer depends on it.
+        ranks: blocks for each row; 0: the engine chooses. The answers do not depend on it.
     """
 
     def __init__(self, compiled: Any, ranks: int = 0):
@@ -63,13 +63,13 @@ class Engine:
         shapes |= {"top_logprobs": (*rows, top), "top_ids": (*rows, top)}
         if ids is not None:
             shapes["logprobs_of"] = tuple(ids.shape)
-        found = {
+        outputs = {
             name: torch.empty(shapes.get(name, rows), dtype=_DTYPE.get(name, torch.float32), device=logits.device)
             for name in wanted.fields()
         }
 
         def address(name: str) -> int:
-            return found[name].data_ptr() if name in found else 0
+            return outputs[name].data_ptr() if name in outputs else 0
 
         self._compiled.sample_cuda(
             rows_of(logits, cuts, draw.vocab_limit), coordinate(draw.seed), coordinate(draw.step), streams_of(draw),
@@ -78,15 +78,15 @@ class Engine:
              0 if ids is None else ids.shape[1], 0 if ids is None else ids.data_ptr(), address("logprobs_of")),
             self._where(logits),
         )  # fmt: skip
-        return found
+        return outputs
 
     def soften(
-        self, logits: torch.Tensor, cuts: torch.Tensor, candidates: torch.Tensor, draw: Draw, mixing: Mixing, found: dict[str, torch.Tensor]
+        self, logits: torch.Tensor, cuts: torch.Tensor, candidates: torch.Tensor, draw: Draw, mixing: Mixing, sampled: dict[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:  # fmt: skip
         """See `dispatch.Engine`."""
         if candidates.shape[1] > self._compiled.most_candidates:
-            return reference_soft.soften(logits, cuts, candidates, draw, mixing, found)
-        made, arguments = softening(logits, cuts, candidates, draw, mixing, found)
+            return reference_soft.soften(logits, cuts, candidates, draw, mixing, sampled)
+        made, arguments = softening(logits, cuts, candidates, draw, mixing, sampled)
         self._compiled.soften_cuda(*arguments, self._where(logits))
         return made
 
@@ -112,7 +112,7 @@ class Engine:
         return index, torch.cuda.current_stream(index).cuda_stream, self.ranks
 
     def build_info(self) -> dict[str, str]:
-        """What the kernels were compiled for, and the devices that are there."""
+        """The architectures that the kernels were compiled for, and the devices of this machine."""
         return {"built for": self._compiled.cuda_built_for(), "devices": "; ".join(self._compiled.cuda_devices())}
 
 

@@ -1,21 +1,19 @@
-"""Gamma random numbers as a smooth function of their concentration: no rejection, so a fixed pair of uniforms gives a number that
-can be differentiated, and so small a concentration that the number underflows is no special case.
+"""Gamma random numbers as a smooth function of their concentration. There is no rejection: a fixed pair of uniforms gives a number
+that can be differentiated. A concentration so small that the number underflows is not a special case.
 
     G(a) = Q(u; a + 1) * v^(1/a)      u, v uniform in (0, 1); Q the quantile function of Gamma(a + 1, 1)
 
-The second factor lets Q be taken at a shape above 1, where it is tame; everything is in logarithms, because G(1e-3) is below
-1e-300 half of the time. dQ/da at fixed u is -(dP/da) / density, which is also the gradient of every expectation.
+With the second factor, Q is needed only at shapes above 1, where it is well behaved. Everything is in logarithms, because G(1e-3) is
+below 1e-300 half of the time. dQ/da at fixed u is -(dP/da) / density, which is also the gradient of every expectation.
 """
 
 from __future__ import annotations
 
 import torch
 
-_STEPS = 40  # of Newton's method at most; 8 are usual
-_CONVERGED = 4e-16  # a step in ln x: below it a number is left as it is, so that it does not depend on its neighbours
-_DIFFERENCE = (
-    1e-3  # of a; the error of the five-point rule is its fourth power, about the rounding of what is subtracted
-)
+_STEPS = 40  # the largest number of Newton steps; 8 are usual
+_CONVERGED = 4e-16  # a step in ln x; a number stops at a smaller one, so that it does not depend on its neighbours
+_DIFFERENCE = 1e-3  # of a; the error of the five-point rule is its fourth power, near the rounding of the difference
 
 
 class _LogGamma(torch.autograd.Function):
@@ -30,7 +28,7 @@ class _LogGamma(torch.autograd.Function):
     def backward(ctx, grad):
         a, u, v, log_q = ctx.saved_tensors
         x, shape = log_q.exp(), a + 1
-        # The smaller tail keeps its digits; the two derivatives are each other's negatives.
+        # The smaller tail keeps its digits. The derivatives of the two tails differ in sign alone.
         low = _slope(torch.special.gammainc, shape, x)
         by_shape = torch.where(u < 0.5, low, -_slope(torch.special.gammaincc, shape, x))
         density = torch.exp(shape * log_q - x - torch.lgamma(shape))  # of ln Q
@@ -53,7 +51,7 @@ def _log_quantile(shape: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     """ln x with P(shape, x) = u, for shapes >= 1: Newton in ln x, inside a bracket that shrinks."""
     upper = u > 0.5
     lgamma = torch.lgamma(shape)
-    # P(shape, x) <= x^shape / Gamma(shape + 1) bounds x below; above, no u short of 1 by 2^-33 or more gets so far.
+    # P(shape, x) <= x^shape / Gamma(shape + 1) bounds x below; above, the bound holds for every u <= 1 - 2^-33.
     low = (u.log() + torch.lgamma(shape + 1)) / shape
     high = torch.maximum(low, (2 * shape + 50).log())
     log_x = torch.maximum(low, shape.log())
@@ -65,6 +63,6 @@ def _log_quantile(shape: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
         moved = log_x - excess / torch.exp(shape * log_x - x - lgamma)
         moved = torch.where((moved >= low) & (moved <= high), moved, (low + high) / 2)
         log_x, done = torch.where(done, log_x, moved), done | ((moved - log_x).abs() <= _CONVERGED * (1 + log_x.abs()))
-        if log_x.device.type == "cpu" and bool(done.all()):  # elsewhere asking costs more than the steps
+        if log_x.device.type == "cpu" and bool(done.all()):  # on a GPU the test costs more than the steps
             break
     return log_x

@@ -1,5 +1,5 @@
-"""The meaning of everything, in plain float64 torch with sort and cumsum: the oracle of the tests, and the backend of last
-resort on any device. Read this file to know what an engine must compute; nothing here is fast.
+"""The reference, in plain float64 torch with sort and cumsum: the oracle of the tests, and the engine of last resort on any device.
+This file defines what an engine must compute; it is not fast.
 
 The steps have the names they have in every engine: measure, search, narrow, draw.
 """
@@ -34,9 +34,7 @@ from .reference_soft import soften as soften
 class Survivors(NamedTuple):
     """A batch of rows after the plan: what was kept, and the scale at which it is drawn."""
 
-    x: (
-        torch.Tensor
-    )  # float64 [B, V]: logits less the row's largest; -inf past the limit and in rows that cannot be sampled
+    x: torch.Tensor  # float64 [B, V]: logits less the largest; -inf past the limit and in rows that cannot be sampled
     keep: torch.Tensor  # bool [B, V]
     temperature: torch.Tensor  # float64 [B, 1]; 0: the row is greedy
     status: torch.Tensor  # uint8 [B]
@@ -54,7 +52,8 @@ def survivors(logits: torch.Tensor, cuts: torch.Tensor, vocab_limit: int) -> Sur
     overflow = x == math.inf
     x = torch.where(overflow.any(1, keepdim=True), torch.where(overflow, 0.0, -math.inf), x)
     masked = x <= (MASKED_FLOAT16 if logits.dtype == torch.float16 else MASKED)
-    if x.shape[1]:  # relative to the largest: beside 1e30, an absolute ln sum exp would lose ln of the number of tokens
+    if x.shape[1]:
+        # Relative to the largest: near 1e30, an absolute ln sum exp would lose the ln of the number of tokens.
         top = x.amax(1, keepdim=True)
         x = x - torch.where(top > -math.inf, top, 0.0)
 
@@ -101,14 +100,14 @@ def _floor(d: torch.Tensor, keep: torch.Tensor, masked: torch.Tensor, cut: dict[
     ln_p2 = ((w / z) ** 2).sum(1, keepdim=True).log()
     offset = torch.minimum(cut["offset"], cut["offset_h"] - entropy)
     floor = cut["w_lse"] * z.log() + cut["w_sd"] * sd + cut["w_p2"] * ln_p2 + offset - SLACK
-    floor = torch.where(floor.isnan(), 0.0, floor)  # of a parameter on a GPU, which nobody has looked at
-    # The largest `keep` always stay; with keep = 1, the maximum, which is 0 on this scale.
+    floor = torch.where(floor.isnan(), 0.0, floor)  # from an unchecked parameter on a GPU
+    # The `keep` largest always stay; with keep = 1 that is the maximum, which is 0 on this scale.
     place = (cut["keep"].long().expand(len(d), 1) - 1).clamp(max=d.shape[1] - 1)
     return torch.minimum(floor, d.sort(1, descending=True).values.gather(1, place))
 
 
 def _prefix(d: torch.Tensor, keep: torch.Tensor, cut: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Which tokens a prefix keeps: walk groups of tied tokens in order, and stop where the measure meets the need."""
+    """The tokens that a prefix keeps: walk groups of tied tokens in order, and stop where the measure meets the need."""
     w = d.exp()
     if int(cut["order"][0]) == BY_LOGIT:
         key = d
@@ -170,7 +169,7 @@ def truncate(
     temperature = rows.temperature.to(torch.float32)
     scaled = logits.float() / torch.where(temperature == 0, 1.0, temperature)
     largest = min(torch.finfo(logits.dtype).max, torch.finfo(torch.float32).max)
-    scaled = torch.where(logits.isinf(), scaled, scaled.clamp(-largest, largest))  # clamp leaves a NaN one
+    scaled = torch.where(logits.isinf(), scaled, scaled.clamp(-largest, largest))  # clamp keeps a NaN
     keep = rows.keep | (rows.status == NAN)[:, None]
     out.copy_(torch.where(keep, scaled, filter_value))
 
@@ -195,7 +194,7 @@ def targets() -> list[None]:
 
 
 def draw_tokens(rows: Survivors, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens [B, num_samples], -1 in flagged rows, and by how much each won: the smaller lead of its two levels, in nats."""
+    """Tokens [B, num_samples], -1 in flagged rows, and the margin by which each won: the smaller of its two levels' leads, in nats."""
     batch, vocab = rows.x.shape
     device = rows.x.device
     size = philox.GROUP_SIZE
@@ -234,7 +233,7 @@ def _winner(noisy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def statistics(rows: Survivors, tokens: torch.Tensor, wanted: Wanted) -> dict[str, torch.Tensor]:
-    """The fields of `fastdecode.Sample` but the tokens: always logprobs, kept, status; the others as wanted."""
+    """The fields of `fastdecode.Sample` except the tokens: logprobs, kept and status always, the others as wanted."""
     ok = rows.status == OK
     greedy = rows.temperature == 0
     scaled = rows.x / torch.where(greedy, 1.0, rows.temperature)
@@ -248,29 +247,29 @@ def statistics(rows: Survivors, tokens: torch.Tensor, wanted: Wanted) -> dict[st
 
     kept_lse = torch.where(rows.keep, scaled, -math.inf).logsumexp(1, keepdim=True)
     logprobs = torch.where(greedy, 0.0, pick(scaled, place) - kept_lse)
-    found = {"logprobs": finish(logprobs), "kept": torch.where(ok, rows.keep.sum(1), 0), "status": rows.status}
+    outputs = {"logprobs": finish(logprobs), "kept": torch.where(ok, rows.keep.sum(1), 0), "status": rows.status}
 
     raw = rows.x - rows.x.logsumexp(1, keepdim=True)
     if "raw_logprobs" in wanted.stats:
-        found["raw_logprobs"] = finish(pick(raw, place))
+        outputs["raw_logprobs"] = finish(pick(raw, place))
     if wanted.top_logprobs:
         best = rows.x.sort(dim=1, descending=True, stable=True).indices[:, : wanted.top_logprobs]
-        found["top_logprobs"] = finish(raw.gather(1, best))
-        found["top_ids"] = torch.where(ok[:, None], best, -1)
+        outputs["top_logprobs"] = finish(raw.gather(1, best))
+        outputs["top_ids"] = torch.where(ok[:, None], best, -1)
     if wanted.logprobs_of is not None:
-        found["logprobs_of"] = finish(pick(raw, wanted.logprobs_of.to(rows.x.device)))
+        outputs["logprobs_of"] = finish(pick(raw, wanted.logprobs_of.to(rows.x.device)))
 
     log_p = scaled - scaled.logsumexp(1, keepdim=True)
     p = log_p.exp()
     one = torch.ones_like(rows.temperature[:, 0])
     if "entropy" in wanted.stats:
-        found["entropy"] = finish(torch.where(greedy[:, 0], 0.0, -_times(p, log_p).sum(1)))
+        outputs["entropy"] = finish(torch.where(greedy[:, 0], 0.0, -_times(p, log_p).sum(1)))
     if "kept_mass" in wanted.stats:
-        found["kept_mass"] = finish(torch.where(greedy[:, 0], one, torch.where(rows.keep, p, 0.0).sum(1)))
+        outputs["kept_mass"] = finish(torch.where(greedy[:, 0], one, torch.where(rows.keep, p, 0.0).sum(1)))
     if wanted.stats & {"max_prob", "margin"}:
         best = torch.nn.functional.pad(p, (0, 2)).topk(2, 1).values
         if "max_prob" in wanted.stats:
-            found["max_prob"] = finish(torch.where(greedy[:, 0], one, best[:, 0]))
+            outputs["max_prob"] = finish(torch.where(greedy[:, 0], one, best[:, 0]))
         if "margin" in wanted.stats:
-            found["margin"] = finish(torch.where(greedy[:, 0], one, best[:, 0] - best[:, 1]))
-    return found
+            outputs["margin"] = finish(torch.where(greedy[:, 0], one, best[:, 0] - best[:, 1]))
+    return outputs

@@ -1,5 +1,5 @@
-"""The meaning of soft tokens, in float64 torch on any device, differentiable: candidates and noise to weights, and how likely they
-are. What an engine fuses into one kernel (csrc/mixture.h, soft.py) stands here one operation after the other.
+"""The reference of soft tokens, in float64 torch on any device, differentiable: weights from candidates and noise, and their density.
+An engine fuses these operations into one kernel (csrc/mixture.h, triton/soft.py).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ..record import OK, Draw, Mixing
 from ..rules import FIELDS
 from .gamma import log_gamma
 
-_LEAST_SHARE = 1e-100  # of pi in a concentration: its weight is 0 all the same, and its logarithm stays finite
+_LEAST_SHARE = 1e-100  # of pi in a concentration: its weight is still 0, and its logarithm is finite
 
 Uniforms = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -25,30 +25,30 @@ def soften(
     candidates: torch.Tensor,
     draw: Draw,
     mixing: Mixing,
-    found: dict[str, torch.Tensor],
+    sampled: dict[str, torch.Tensor],
     keep: torch.Tensor | None = None,
     uniforms: Uniforms = philox.uniforms,
 ) -> dict[str, torch.Tensor]:
     """See `dispatch.Engine`. Weights, log_pi and logprobs carry gradients of the logits and of tau.
 
     Args:
-        keep: the survivors, bool [B, V]; where an overall ln pi is wanted that has a gradient or is better than float32.
-        uniforms: `philox.uniforms`, or a quicker twin of it.
+        keep: the survivors, bool [B, V]; needed for an overall ln pi with a gradient or in float64.
+        uniforms: `philox.uniforms`, or a faster function with the same results.
     """
     device = logits.device
     if mixing.noise == "multi":
-        ids, times = _distinct(found["tokens"])
+        ids, times = _distinct(sampled["tokens"])
     else:
-        ids = torch.where(torch.arange(candidates.shape[1], device=device) < found["kept"][:, None], candidates, -1)
+        ids = torch.where(torch.arange(candidates.shape[1], device=device) < sampled["kept"][:, None], candidates, -1)
         times = torch.zeros(ids.shape, dtype=torch.float64, device=device)
     first = torch.arange(ids.shape[1], device=device) == 0
     if mixing.soft_rows is not None:
-        ids = torch.where(mixing.soft_rows[:, None], ids, torch.where(first, found["tokens"][:, :1], -1))
+        ids = torch.where(mixing.soft_rows[:, None], ids, torch.where(first, sampled["tokens"][:, :1], -1))
     real = ids >= 0
 
     overall = mixing.noise == "multi" or mixing.soft_rows is not None
-    if keep is None and overall:  # of the tokens that were drawn; an ordinary row has the one, the first
-        known = found["logprobs"].double()
+    if keep is None and overall:  # of the drawn tokens; an ordinary row has one, the first
+        known = sampled["logprobs"].double()
         known = known if mixing.noise == "multi" else known[:, :1].expand(ids.shape)
     else:
         known = None
@@ -57,7 +57,7 @@ def soften(
     if mixing.noise == "multi":
         weights = times / draw.num_samples
     else:
-        # Less the largest before tau divides it: tau may be as small as one likes.
+        # Less the largest before the division by tau, which may be arbitrarily small.
         weights = (_less_largest(key, real) / _tau(mixing)).masked_fill(~real, -math.inf).softmax(1)
     weights = _in_soft_rows(mixing.soft_rows, weights, real.double())
     drawn = _in_soft_rows(mixing.soft_rows, torch.where(real, drawn, 0.0), torch.zeros_like(drawn))
@@ -67,7 +67,7 @@ def soften(
     if mixing.straight_through:
         weights = first.double() + (weights - weights.detach())
 
-    ok = found["status"] == OK
+    ok = sampled["status"] == OK
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
 
     def finish(value: torch.Tensor) -> torch.Tensor:  # NaN in flagged rows
@@ -104,8 +104,8 @@ def log_pi_of(
     keep: torch.Tensor | None,
     known: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """ln pi of the candidates, 0 where there is none: among themselves; for multi and in ordinary rows overall, among the survivors
-    `keep`, unless it is `known`."""
+    """ln pi of the candidates, 0 where there is no candidate. pi is normalised over the candidates; for multi and in ordinary rows, over
+    the survivors `keep`. `known`: the latter, if it was measured before."""
     temperature = cuts[:, -1, FIELDS.index("temperature")].double()[:, None]
     temperature = torch.where(temperature == 0, 1.0, temperature)
     real = ids >= 0
@@ -173,7 +173,7 @@ def density(
     drawn: torch.Tensor,
     soft_rows: torch.Tensor | None,
 ) -> torch.Tensor:
-    """See `soft_logprobs`; `old` is the ln pi that the noise was added to. What was drawn is a constant here."""
+    """See `soft_logprobs`. `old`: the ln pi that the noise was added to. `drawn` is a constant here."""
     real = ids >= 0
     ordinary = log_pi[:, 0]
     if noise == "none":

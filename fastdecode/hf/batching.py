@@ -73,7 +73,7 @@ class PerRequestLogitsProcessor(batching.ContinuousBatchingLogitsProcessor):
         return value
 
     def rule(self, tensor_arg: torch.Tensor, rows: int) -> Rule:
-        """The rule for the first so many rows."""
+        """The rule for the first `rows` rows."""
         return self.make(tensor_arg[:rows].view(torch.float32), **self.options)
 
     # ---- what transformers asks for; parameters travel as the bits of a float32 in an int32 ----------------------------

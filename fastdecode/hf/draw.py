@@ -142,7 +142,7 @@ class Layers:
             kept.append(getattr(outputs, name))
 
     def found(self, steps: int, model_kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The fields of the output, for the first so many steps."""
+        """The fields of the output, for the first `steps` steps."""
         found: dict[str, Any] = {name: tuple(kept[:steps]) for name, kept in self.kept.items()}
         if self.encoder:
             found |= {f"encoder_{kind}": model_kwargs["encoder_outputs"].get(kind) for kind in self.wanted}

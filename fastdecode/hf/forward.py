@@ -70,7 +70,7 @@ class Forward:
         return next((self.kwargs[name] for name in CACHE_NAMES if name in self.kwargs), None)
 
     def outlives_the_call(self) -> bool:
-        """Will somebody see the cache afterwards? 4.57 does not say whose it is."""
+        """Can the caller see the cache afterwards? 4.57 does not say whose it is."""
         return self.config.return_dict_in_generate or getattr(self.cache, "_is_user_defined", _OLD)
 
     def can_be_shortened(self) -> bool:

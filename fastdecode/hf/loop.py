@@ -52,15 +52,15 @@ def sample(
 
     Args:
         seed: 64-bit number, or int64 with one value per row. None draws one from torch's default generator, so
-            `torch.manual_seed` rules it. The text depends on (seed, stream, logits) and nothing else; the first new token of a
+            `torch.manual_seed` controls it. The text depends on (seed, stream, logits) and nothing else; the first new token of a
             call is always step 0, so give every call its own seed.
         streams: request id for each row, int64. Default: 0, 1, 2, ...; `streams=torch.tensor([5])` draws for a single row what
             row 5 of a batch draws.
         top_h_variant: what `top_h=` means: "hf", transformers' rule, or "paper", see `fastdecode.top_h`.
         stats: True or names as in `fastdecode.sample`; the output then has `stats`. Needs return_dict_in_generate=True.
-        check_every: look every so many steps whether all rows have ended, which stops the host until the GPU has caught up.
-            Default: 8 on a GPU, if only transformers' own processors and stopping criteria run, nobody streams, and a cache
-            that is handed out can be shortened; otherwise 1. Steps computed in vain are taken back.
+        check_every: number of steps between two tests whether all rows have ended, for which the host waits for the GPU.
+            Default: 8 on a GPU, if only transformers' own processors and stopping criteria run, there is no streamer, and a
+            cache that is handed out can be shortened; otherwise 1. Steps computed in vain are taken back.
 
     Raises:
         ValueError: a row cannot be sampled (a NaN, or every token removed), an argument does not fit, or `generate` was given an
@@ -239,7 +239,7 @@ class _Watch:
         )  # unfinished steps; flagged steps of each row
 
     def usable(self, tokens: torch.Tensor) -> torch.Tensor:
-        """-1 is no index, and the model may see it before anybody looks."""
+        """-1 is not an index, and the model may see it before the host tests for it."""
         return tokens if self.at_hand and self.every == 1 else tokens.clamp(min=0)
 
     def __call__(self, before: torch.Tensor, status: torch.Tensor | None, unfinished: torch.Tensor) -> None:

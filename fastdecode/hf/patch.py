@@ -94,13 +94,13 @@ class _Switch:
         self.model = model
         self.entries: list[patch] = []
         self.had_one = "generate" in vars(model)
-        self.generate = model.generate  # the class's, or what somebody else has put there
+        self.generate = model.generate  # the class's, or one that other code has put there
         functools.update_wrapper(self, self.generate)
 
     def remove_if_unused(self) -> None:
         attributes = vars(self.model)
         if self.entries or attributes.get("generate") is not self:
-            return  # in use; or somebody has wrapped this object, and goes on calling it
+            return  # in use; or other code has wrapped this object and still calls it
         if self.had_one:
             attributes["generate"] = self.generate
         else:

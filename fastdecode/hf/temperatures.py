@@ -63,7 +63,7 @@ def generate_temperatures(
         plan: the rules after the temperature, with one set of values.
         seed: 64 bits; None draws one from torch's default generator.
         tokenizer: makes the texts; without it they are empty.
-        max_new_tokens: at most so many tokens.
+        max_new_tokens: the largest number of tokens.
         eos_token_id: default: the model's generation config's; an empty list: none.
         stop_strings: a text ends where one of them is complete. They may be special tokens, or hold some.
         first_sample: the number of the first sample; go on here after an earlier call.

@@ -72,14 +72,14 @@ def soft_thinking(
 
     Args:
         end_of_thinking: the id of the token that ends the thinking: the last one of "</think>".
-        thinking_plan: what is kept for the mixtures. Default: temperature .6, top-k 30, top-p .95.
-        answer_plan: what the answer is drawn with, instead of what the options of `generate` say.
+        thinking_plan: the plan of the mixtures. Default: temperature .6, top-k 30, top-p .95.
+        answer_plan: the plan of the answer, in place of the options of `generate`.
         noise, tau, top_m, gamma, k, scale: as in `fastdecode.soft_tokens`.
-        cold_stop: a row that has had an entropy below so many nats ...
-        patience: ... for so many steps on end stops thinking: end_of_thinking takes the place of its next token. 0 nats: never.
-        max_thinking: the same happens to the token after so many. None: as many as it takes.
+        cold_stop: entropy threshold in nats; 0 switches it off.
+        patience: consecutive steps below the threshold before thinking ends: end_of_thinking then replaces the next token.
+        max_thinking: tokens of thinking before end_of_thinking replaces the next one. None: no limit.
         thinks: bool [B]: which rows think; the others answer at once. Default: all.
-        seed, streams: as in `fastdecode.hf.sample`. The first new token is step 0, whatever its phase.
+        seed, streams: as in `fastdecode.hf.sample`. The first new token is step 0, in either phase.
 
     Raises:
         ValueError: a row cannot be sampled (a NaN, or every token removed), an argument does not fit, or `generate` was given an
@@ -91,7 +91,7 @@ def soft_thinking(
     given = None if answer_plan is None else as_plan(answer_plan)
     chosen = stages.read(logits_processor) if given is None else stages.Stages([], given, None)
     answer = Draw(chosen, generation_config, input_ids, seed, streams, False)
-    if given is not None:  # whatever do_sample says
+    if given is not None:  # regardless of do_sample
         answer.greedy, answer.plan = False, given
     mixing = {"noise": noise, "tau": tau, "top_m": top_m, "gamma": gamma, "k": k, "scale": scale,
               "seed": seed, "streams": streams}  # fmt: skip
@@ -155,7 +155,7 @@ class _Phase:
                 f"thinks must be a bool tensor of shape [{rows}]; got {thinks.dtype} of shape {list(thinks.shape)}."
             )
         self.thinking = torch.ones(rows, dtype=torch.bool, device=device) if thinks is None else thinks.to(device)
-        self.certain = torch.zeros(rows, dtype=torch.int64, device=device)  # steps on end
+        self.certain = torch.zeros(rows, dtype=torch.int64, device=device)  # consecutive steps below the threshold
         self.steps, self.end, self.cold_stop, self.patience, self.most = 0, end, cold_stop, patience, most
 
     def advance(self, thinking: torch.Tensor, tokens: torch.Tensor, entropy: torch.Tensor) -> torch.Tensor:

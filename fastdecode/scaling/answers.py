@@ -1,7 +1,7 @@
 r"""The answer that a text gives, as a string: equal numbers are equal strings, different numbers are different ones.
 
-Nothing is rounded: decimals are digits and an exponent, quotients are `fractions.Fraction`. What is more than a number (an
-expression, a list, a range, a date, a time) is an answer of its own and never counts as one of the numbers in it.
+Nothing is rounded: decimals are digits and an exponent, quotients are `fractions.Fraction`. An expression, a list, a
+range, a date or a time is an answer of its own, and never counts as one of the numbers in it.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ PADDING = 100  # zeros that are written out; a number that needs more is written
 QUOTIENT = (
     48  # digits and zeros of each part of a quotient; its decimals then stay below the 640 digits that str() allows
 )
-EXPONENT = 18  # digits of an exponent; with more it is no number
+EXPONENT = 18  # digits of an exponent; a longer one is not read as a number
 WRAPPERS = 4  # levels of braces, \text{...} and $...$ that are taken off
-FORMULA = 200  # characters; a longer formula is no answer
+FORMULA = 200  # characters; a longer formula is not taken as an answer
 
 # ---- one spelling ----------------------------------------------------------------------------------------------------
 
@@ -54,7 +54,7 @@ PATTERNS = [(re.compile(pattern), spelling) for pattern, spelling in SPELLINGS]
 
 PLAIN = r"(?:(?:[1-9]\d{0,2}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<![\d.])\.\d+)"
 _ARGUMENT = rf"(?:\{{ ?([-+]? ?{PLAIN}) ?\}}|(\d))"
-# Not before what changes its meaning: \frac{1}{2}x, \frac{1}{2}^3, \frac123.
+# Not followed by what changes its meaning: \frac{1}{2}x, \frac{1}{2}^3, \frac123.
 QUOTIENTS = re.compile(rf"\\frac ?{_ARGUMENT} ?{_ARGUMENT}(?![\w^({{/!√]|\\(?!text|mbox|[)\]\\])|\.\d)")
 
 
@@ -92,7 +92,7 @@ NUMBER = re.compile(rf"(?P<sign>[-+]?) ?(?:{MONEY} ?(?P<inner>[-+]?))? ?{UNSIGNE
 
 
 def _number(text: str) -> str | None:
-    """Its canonical spelling, if the text is a number and nothing else."""
+    """The canonical spelling of a text that is a number and nothing else."""
     m = NUMBER.fullmatch(text)
     if m is None:
         return None
@@ -225,7 +225,7 @@ BARE = re.compile(r"\\(?!boxed|fbox|framebox)[A-Za-z]+\d*|\(\w\)|[A-HJ-Z](?=[\s.
 
 
 def _boxes(text: str) -> tuple[list[tuple[int, int]], bool]:
-    """The places of what stands in each complete innermost box, and whether the text ends inside one."""
+    """The span of the content of each complete innermost box, and whether the text ends inside a box."""
     boxes: list[tuple[int, int]] = []
     open_boxes: list[int] = []  # depths
     begins: list[int] = []  # of each open brace
@@ -253,7 +253,7 @@ def _boxes(text: str) -> tuple[list[tuple[int, int]], bool]:
 
 
 def _bare(text: str, start: int) -> int | None:
-    r"""Where the argument of \boxed 5 ends; None: not in this text. 0 if there is none: a word after it speaks of boxes."""
+    r"""Where the argument of \boxed 5 ends; None: beyond the end of this text; 0: there is no argument, the text speaks of boxes."""
     signed = start + (text[start : start + 1] in ("-", "+", "\u2212"))
     argument = ATTACHED.match(text, signed) or BARE.match(text, signed)
     end = argument.end() if argument else 0
@@ -273,7 +273,7 @@ def _bare(text: str, start: int) -> int | None:
 
 _ANY = re.sub(r"\?P<\w+>", "?:", UNSIGNED)
 _JOINT = rf"%?(?:[-/:×·⋅,.]|\*\*?|[\^_]\{{?){MONEY}?[-+]?"
-# A number and what is attached to it: 3/4, 5-10, 12:30, 2^{10}, 204_5, 5x. It is one answer, whatever it means.
+# A number with what is attached to it: 3/4, 5-10, 12:30, 2^{10}, 204_5, 5x. It counts as one answer.
 ATTACHED = re.compile(
     r"(?<![\d^_])(?<![\^_][-+{])(?<![\^_]\{[-+])"
     rf"(?:(?<![\w)\]}}°%!])[-+±](?=[\d.√{MONEY[1:-1]}])|(?:(?<==)|(?<== ))- )?(?:{MONEY} ?[-+]?)?"

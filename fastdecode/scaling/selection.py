@@ -4,8 +4,7 @@ An *answer* is what was extracted from a text, anything hashable; equal answers 
 it never wins, but it counts among the samples. Shares are of all samples (or of all their weight), so they sum to 1 only if
 every sample has an answer. Wherever two answers tie, the one that came first wins.
 
-Numbers for each sample may be -inf, the worst, and neither NaN nor +inf; counts are whole numbers. What is not so is refused
-with a ValueError.
+A number for a sample may be -inf, the worst, but neither NaN nor +inf. Counts are whole numbers. Anything else raises a ValueError.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ Counts = int | Sequence[int] | np.ndarray
 
 @dataclass(frozen=True)
 class Vote:
-    """What was voted: the winner (None: there was no answer at all), its share, and the share of every answer."""
+    """The result of a vote: the winner (None if no sample has an answer), its share, and the share of every answer."""
 
     answer: Answer | None
     share: float
@@ -52,8 +51,8 @@ def perplexity_vote(answers: Sequence[Answer | None], mean_logprobs: Floats) -> 
 
     Args:
         answers: one for each sample.
-        mean_logprobs: the mean log-probability of its tokens, in nats; -inf is a weight of 0. If all weigh nothing, all weigh
-            the same.
+        mean_logprobs: the mean log-probability of its tokens, in nats; -inf is a weight of 0. If all weights are 0, all
+            samples count alike.
     """
     return _vote(answers, _logs("mean_logprobs", mean_logprobs, len(answers)))
 
@@ -67,7 +66,7 @@ def perplexity_consistency(
     Args:
         answers: one for each sample.
         logprobs: ln p(t | x), -inf for a probability of 0. The paper's formula takes the whole sequence's; the authors' code takes the mean over the tokens.
-        paths: what tells the samples apart (texts, or tuples of tokens): a path with the same answer counts once, with the
+        paths: identify the samples (texts, or tuples of tokens): a path with the same answer counts once, with the
             probability of its first copy. None: all differ.
     """
     given = _logs("logprobs", logprobs, len(answers))
@@ -86,11 +85,11 @@ def reasoning_pruning(mean_logprobs: Floats) -> np.ndarray:
     problem by maximum likelihood: start (w, k1, l1, k2, l2) = (0.5, 1, 1, 1.5, 2), w in [0.2, 0.8], the others >= 0.01, as in the
     authors' code. The component with the larger mean l Gamma(1 + 1/k) is the high one. A path stays if
     w_high f_high(x) >= w_low f_low(x), that is P_high >= 0.5, or if x is at least the mean of all x. With fewer than two
-    different x there is nothing to fit, and all stay.
+    different x no fit is possible, and all stay.
 
     Raises:
         ImportError: scipy is not installed.
-        ValueError: a number is NaN or +inf, or so far above 0 that it is no log-probability: its exponential is not finite.
+        ValueError: a number is NaN or +inf, or its exponential is not finite.
     """
     logs = _logs("mean_logprobs", mean_logprobs, len(mean_logprobs))
     with np.errstate(over="ignore"):
@@ -134,7 +133,7 @@ def best_of_majority(
     Args:
         answers: one for each of the N samples.
         rewards: of each sample; an answer with a reward of -inf among its samples comes last.
-        k: how many, >= 1; fewer come back if Y holds fewer.
+        k: number of answers to return, >= 1; fewer if Y holds fewer.
         alpha: the smallest share of an answer, in [0, 1]. The paper's experiments: 0.003 to 0.015.
     """
     given = _logs("rewards", rewards, len(answers))
@@ -150,7 +149,7 @@ def best_of_majority(
 
 
 def _mean(rewards: list[float]) -> Fraction | float:
-    """Exact: neither rounding decides between equal means, nor does a sum overflow."""
+    """Exact, so that rounding does not break ties and no sum overflows."""
     return -math.inf if -math.inf in rewards else sum(map(Fraction, rewards), Fraction()) / len(rewards)
 
 
@@ -170,13 +169,13 @@ def pass_at_k(samples: Counts, correct: Counts, k: Counts) -> float:
     Returns:
         The mean chance, in [0, 1].
     """
-    given = {"samples": _counts("samples", samples), "correct": _counts("correct", correct), "k": _counts("k", k)}
-    sizes = {name: len(each) for name, each in given.items() if isinstance(each, list)}
+    counts = {"samples": _counts("samples", samples), "correct": _counts("correct", correct), "k": _counts("k", k)}
+    sizes = {name: len(each) for name, each in counts.items() if isinstance(each, list)}
     if len(set(sizes.values())) > 1 or 0 in sizes.values():
         got = ", ".join(f"{size} in {name}" for name, size in sizes.items())
         raise ValueError(f"sequences must hold one count for each problem, at least one and all as many; got {got}.")
     problems = max(sizes.values(), default=1)
-    columns = [each if isinstance(each, list) else [each] * problems for each in given.values()]
+    columns = [each if isinstance(each, list) else [each] * problems for each in counts.values()]
     chances = []
     for place, (n, c, of) in enumerate(zip(*columns)):
         where = f" of problem {place}" if problems > 1 else ""
@@ -208,17 +207,17 @@ def resample(
     temperature: float = 1.0,
     seed: int | np.random.Generator | None = None,
 ) -> np.ndarray:
-    """Which particles live on (arXiv 2502.01618): n indices drawn with theta = softmax(log_weights / temperature).
+    """The particles that survive (arXiv 2502.01618): n indices drawn with theta = softmax(log_weights / temperature).
 
     "multinomial", the paper's: n independent draws. "systematic": the particles at the points (u + i) / n, i = 0 .. n-1, of the
     cumulated theta, with one u in [0, 1); particle j then comes floor(n theta_j) or ceil(n theta_j) times.
 
     Args:
         log_weights: one for each particle, in nats; -inf is a weight of 0 and never drawn. At least one is above -inf.
-        n: >= 0. Default: as many as there are.
+        n: number of draws, >= 0. Default: the number of particles.
         method: "multinomial" or "systematic".
         temperature: > 0; infinity draws all particles above -inf alike.
-        seed: a number, or a numpy generator to go on with.
+        seed: a number, or a numpy generator.
 
     Returns:
         int64 [n], indices of particles.
@@ -234,13 +233,13 @@ def resample(
     points = (
         generator.random(count) if method == "multinomial" else (generator.random() + np.arange(count)) / max(count, 1)
     )
-    with np.errstate(over="ignore"):  # far below the largest the weight is 0
+    with np.errstate(over="ignore"):  # the weight of a log far below the largest is 0
         scaled = np.divide(logs - logs.max(), temperature, out=np.full(len(logs), -math.inf), where=logs > -math.inf)
     weights = np.exp(scaled)
     cumulated = np.cumsum(weights)
-    # A point lies below 1, so `right` never goes to a particle without weight; rounding may push it to the very end.
-    found = np.searchsorted(cumulated, points * cumulated[-1], side="right")
-    return np.minimum(found, np.flatnonzero(weights)[-1])
+    # A point lies below 1, so side="right" finds a particle with weight, except where rounding moves the point to the end.
+    places = np.searchsorted(cumulated, points * cumulated[-1], side="right")
+    return np.minimum(places, np.flatnonzero(weights)[-1])
 
 
 def hedged_pool(n: int = 5, temperature: float = 0.8) -> list[float]:
@@ -273,9 +272,9 @@ def minimum_bayes_risk(utilities: Sequence[Sequence[float]] | np.ndarray) -> int
 
 @dataclass(frozen=True)
 class Agreement:
-    """What `temperature_agreement` found; `answer` is the one most temperatures have on top."""
+    """The result of `temperature_agreement`; `answer` is the top answer of most temperatures."""
 
-    easy: bool  # all is agreed: no more samples are needed
+    easy: bool  # the samples agree: no more are needed
     answer: Answer | None
     shares: tuple[float, ...]  # the majority share at each temperature
     cross: float  # the share of temperatures whose top answer is `answer`
@@ -309,7 +308,7 @@ def _vote(answers: Sequence[Answer | None], logs: np.ndarray) -> Vote:
     if len(answers) == 0:
         return Vote(None, 0.0)
     largest = logs.max()
-    with np.errstate(over="ignore"):  # far below the largest the weight is 0
+    with np.errstate(over="ignore"):  # the weight of a log far below the largest is 0
         weights = np.ones(len(logs)) if largest == -math.inf else np.exp(logs - largest)
     sums: dict[Answer, list[float]] = {}
     for answer, weight in zip(answers, weights):
@@ -355,7 +354,7 @@ def _whole(name: str, value: Any, low: int, high: int | None = None) -> int:
 
 
 def _counts(name: str, values: Any) -> Any:
-    """A number as it is, or a list; its members are not checked."""
+    """A number as it is, or a list, whose members are not checked."""
     listed = values.tolist() if hasattr(values, "tolist") else values
     if isinstance(listed, (str, bytes)) or not isinstance(listed, Sequence):
         return listed

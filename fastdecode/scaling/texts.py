@@ -1,4 +1,4 @@
-"""What a model wrote, one record for each sample, and files of them: JSON, one record a line."""
+"""Generated texts, one record for each sample, and files of them: JSON, one record a line."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass, fields
 class Text:
     """One sample. Log-probabilities and entropies are in nats; an end token counts, and so do the tokens of a stop string."""
 
-    prompt: int  # which one of the call
+    prompt: int  # index in the call
     temperature: float
-    sample: int  # which one of this prompt and temperature
-    stream: int  # with the seed of the call: what repeats this text
+    sample: int  # index among those of this prompt and temperature
+    stream: int  # with the seed of the call, it repeats this text
     text: str  # without the end token, and up to the stop string
     tokens: list[int]
     logprob: float  # the sum of ln q(token): the distributions sampled from
@@ -29,7 +29,7 @@ class Text:
 
     @property
     def mean_raw_logprob(self) -> float:
-        """What RPC and perplexity votes take."""
+        """The input of RPC and of perplexity votes."""
         return self.raw_logprob / len(self.tokens)
 
 
@@ -44,7 +44,7 @@ def load(path: str | os.PathLike[str]) -> list[Text]:
     """Read what `save` wrote.
 
     Raises:
-        ValueError: a line is no such record; the message names it.
+        ValueError: a line is not such a record; the message names it.
     """
     names = {field.name for field in fields(Text)}
     texts = []

@@ -35,8 +35,8 @@ def weibull_mixture(x: np.ndarray) -> tuple[float, float, float, float, float]:
         return -float(each.sum())
 
     positive = (0.01, None)
-    found = minimize(surprise, (0.5, 1.0, 1.0, 1.5, 2.0), bounds=[(0.2, 0.8), *[positive] * 4], method="L-BFGS-B")
-    return tuple(map(float, found.x))  # type: ignore[return-value]
+    fit = minimize(surprise, (0.5, 1.0, 1.0, 1.5, 2.0), bounds=[(0.2, 0.8), *[positive] * 4], method="L-BFGS-B")
+    return tuple(map(float, fit.x))  # type: ignore[return-value]
 
 
 def ln_weibull(x: np.ndarray, k: float, scale: float) -> np.ndarray:

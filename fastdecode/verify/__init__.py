@@ -1,9 +1,9 @@
 """`python -m fastdecode verify`: is the sampler on this machine right? Statistics with stated power, and exact comparisons.
 
-An engine of fastdecode is asked for exact masks and tokens (against float64), its noise out to the quantile 1 - 1e-10, batch
+An engine of fastdecode must give exact masks and tokens (against float64), its noise out to the quantile 1 - 1e-10, batch
 invariance, per-row seeds, flagged rows, and replays of a CUDA graph. An engine or a peer is judged by its draws alone: G-tests of
-four distributions, the thin tail, independence, and -inf. A right sampler fails with probability 1e-6 at most; beside every
-result stands the smallest fault that it would have found with probability 0.999.
+four distributions, the thin tail, independence, and -inf. A correct sampler fails with probability 1e-6 at most. Each
+result names the smallest fault that its check finds with probability 0.999.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["run"]
 
 
 def run(backend: str | None, peer: str | None, device: str | None, quick: bool, seed: int) -> int:
-    """Judge, show the summary, and answer with the exit code: 0 right, 1 wrong.
+    """Judge, show the summary, and return the exit code: 0 right, 1 wrong.
 
     Raises:
         ValueError: there is no such engine or peer, or it cannot run here.
@@ -33,9 +33,9 @@ def run(backend: str | None, peer: str | None, device: str | None, quick: bool, 
 
     sampler = peer_named(peer, device) if peer else engine_named(backend, device)
     print(f"{sampler} on {sampler.device}, seed {seed}{', quick' if quick else ''}")
-    found = ask(sampler, quick, seed, show.progress)
-    show.summary(found)
-    wrong = [name for name, finding, _ in found if finding.right is False]
+    lines = ask(sampler, quick, seed, show.progress)
+    show.summary(lines)
+    wrong = [name for name, finding, _ in lines if finding.right is False]
     if wrong:
         print(f"wrong: {', '.join(wrong)}")
         return 1
@@ -52,7 +52,7 @@ def ask(
     seed: int,
     progress: Callable[[Sequence[Check], Callable[[Check, Tick], Finding]], list[Line]],
 ) -> list[Line]:
-    """All checks that suit a sampler, with their findings."""
+    """Run all checks that apply to a sampler."""
     from . import draws, exact
     from .samplers import Engine, effort
 
@@ -66,7 +66,7 @@ def ask(
 
 
 def answer(check: Check, tick: Tick) -> Finding:
-    """What the check found; a sampler that raises is wrong."""
+    """The finding of a check; a sampler that raises is wrong."""
     try:
         return check.ask(tick)
     except (Exception, SystemExit) as error:  # a peer may do anything

@@ -1,6 +1,6 @@
-"""Is the distribution right? Judged by draws alone, so that any sampler can be: an engine, or a peer.
+"""Is the distribution right? The tests look at draws alone, so they can judge any sampler: an engine, or a peer.
 
-Every test knows its level (statistics.LEVEL) and says what it would have found with probability statistics.POWER.
+Every test has the level statistics.LEVEL, and says which fault it finds with probability statistics.POWER.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from .finding import Check, Finding, Tick
 from .samplers import Effort, Sampler
 from .statistics import LEVEL, POWER
 
-# Noise made of 24-bit uniforms ends 24 ln 2 above its centre. A token that stands HEAD above VOCAB - 1 equal ones then keeps what
-# they would win beyond that end, 84 % of their share; at this height the loss shows in the fewest draws.
+# Noise made of 24-bit uniforms ends 24 ln 2 above its centre. A token HEAD above VOCAB - 1 equal ones then takes the draws that they
+# would win beyond that end, 84 % of their share. At this height the loss shows in the fewest draws.
 HEAD = 24 * math.log(2) + math.log(3.3)
 TAIL_VOCAB = 128256
 LOST = 0.84
@@ -95,7 +95,7 @@ def _softmax(x: np.ndarray) -> np.ndarray:
 
 
 def tail(sampler: Sampler, draws: int, seed: int, tick: Tick) -> Finding:
-    """How often one of 128255 tokens wins that have 2e-8 of the largest probability each."""
+    """The number of draws that fall on 128255 tokens, each with 2e-8 of the largest probability."""
     p = (TAIL_VOCAB - 1) / (TAIL_VOCAB - 1 + math.exp(HEAD))
     power = statistics.binomial_power(draws, p, p * (1 - LOST)) if draws else 0.0
     if power < POWER:
@@ -125,7 +125,7 @@ FACES = 8
 
 
 def independence(sampler: Sampler, pairs: int, seed: int, tick: Tick) -> Finding:
-    """G-tests of tables of pairs: draws whose coordinates are neighbours."""
+    """G-tests of tables of pairs of draws at neighbouring coordinates."""
     row = torch.linspace(0.0, 1.0, FACES)
     p = row.double().softmax(0).numpy()
     table = np.outer(p, p).ravel()
@@ -145,8 +145,8 @@ def independence(sampler: Sampler, pairs: int, seed: int, tick: Tick) -> Finding
 
 
 def never(sampler: Sampler, effort: Effort, seed: int, tick: Tick) -> Finding:
-    """Rows of few finite tokens, or narrow ones, so that many draws are cheap. An engine goes two ways: over the whole row, and,
-    through a cut that removes nothing, over a list of survivors."""
+    """-inf is never drawn. The rows are narrow or have few finite tokens, so that many draws are cheap. An engine is tested on two paths:
+    over the whole row, and, through a cut that removes nothing, over a list of survivors."""
     made = (
         (0.65, _with_holes(effort.holes_vocab, 3, 1), True),
         (0.15, _with_holes(64, 3, 2), True),

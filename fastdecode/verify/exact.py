@@ -1,5 +1,5 @@
-"""What an engine must answer to the last bit, or as near as float32 comes: masks, noise, rows that do not see each other, flagged
-rows, and replays of a CUDA graph. The reference judges, in float64.
+"""Exact comparisons, to the last bit or to float32 rounding: masks, noise, independence of the batch, flagged rows, and replays of a
+CUDA graph. The reference judges, in float64.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .finding import Check, Finding, Tick
 from .samplers import Effort, Engine
 from .tolerance import LEAD
 
-# One cut of each kind that the rules are made of, tight and loose: whatever rule comes later runs these.
+# One cut of each kind that rules are made of, tight and loose. New rules are made of the same cuts.
 CUTS = (
     Cut(PREFIX, measure=COUNT, need=50.0),
     Cut(PREFIX, measure=MASS, need=0.9),
@@ -74,7 +74,7 @@ def checks(engine: Engine, effort: Effort, seed: int) -> Iterator[Check]:
 
 
 def _logits(effort: Effort) -> torch.Tensor:
-    """Rows of four kinds, one of them with holes, and their like in bfloat16 precision, which have ties."""
+    """Rows of four kinds, one of them with holes, and the same rows in bfloat16 precision, which have ties."""
     x = torch.stack(list(draws.rows(effort.vocab).values()))[: effort.rows] * 2.0
     x[0, ::3] = -math.inf
     return torch.cat([x, x.bfloat16().float()])
@@ -110,7 +110,7 @@ def exact_masks(engine: Engine, effort: Effort, tick: Tick) -> Finding:
 
 
 def exact_tokens(engine: Engine, effort: Effort, seed: int, tick: Tick) -> Finding:
-    """The same tokens as the reference, but where its winner leads by less than rounding."""
+    """The tokens are those of the reference, except where its winner leads by less than rounding."""
     x, samples = _logits(effort), 64
     plan = fd.plan(fd.temperature(1.2), Rule("cut", (), cuts=(CUTS[8],)))
     differ = drawn = 0
@@ -125,8 +125,8 @@ def exact_tokens(engine: Engine, effort: Effort, seed: int, tick: Tick) -> Findi
     return Finding(True, f"{drawn} draws, {differ} of them within {LEAD:g} nats of another token", "one wrong draw")
 
 
-# Coordinates (use, step, index) of seed 1, stream 0 whose word is so small that the noise reaches the quantile 1 - 10^-n: found by
-# search, so that nobody has to wait for a draw of probability 1e-9. The words are computed again at every run.
+# Coordinates (use, step, index) of seed 1, stream 0 at which the noise reaches the quantile 1 - 10^-n. They were found by search: a
+# draw of probability 1e-9 would take too long. Every run computes their words again.
 QUANTILES = (
     (philox.TOKEN, 2, 57, 2), (philox.TOKEN, 2, 2, 3), (philox.TOKEN, 52, 24, 4), (philox.TOKEN, 9107, 28, 5),
     (philox.TOKEN, 44970, 32, 6), (philox.TOKEN, 660030, 32, 7), (philox.TOKEN, 3759942, 3, 8),
@@ -135,11 +135,11 @@ QUANTILES = (
     (philox.GROUP, 51299, 1, 6), (philox.GROUP, 8424698, 1, 7), (philox.GROUP, 13730697, 2, 8),
     (philox.GROUP, 918493767, 5, 10),
 )  # fmt: skip
-NOISE = 1e-4  # nats: ten times what float32 noise and logits may be off
+NOISE = 1e-4  # nats: ten times the error of float32 noise and logits
 
 
 def quantiles(engine: Engine, tick: Tick) -> Finding:
-    """A token wins that lies NOISE above what its noise can make up for, and loses NOISE below; and so does a group."""
+    """A token whose logit lies NOISE above the break-even wins; NOISE below, it loses. The same holds for a group."""
     least = 1.0
     for use, step, index, digits in QUANTILES:
         other = index ^ 1
@@ -164,7 +164,7 @@ def quantiles(engine: Engine, tick: Tick) -> Finding:
 
 
 def batch_invariance(engine: Engine, seed: int, tick: Tick) -> Finding:
-    """A row's tokens alone, elsewhere in a batch, with other strides and in other types."""
+    """A row draws the same tokens alone, at any place of a batch, with other strides and in other types."""
     x = torch.cat([row[None, :1000] for row in draws.rows(2048).values()]).repeat(16, 1) * 2.0
     x = (x + torch.linspace(-1, 1, 64000).view(64, 1000)).bfloat16().float().to(engine.device)
     streams = torch.arange(500, 564, device=engine.device)
@@ -189,7 +189,7 @@ def batch_invariance(engine: Engine, seed: int, tick: Tick) -> Finding:
 
 
 def per_row_seeds(engine: Engine, seed: int, tick: Tick) -> Finding:
-    """Row i of a batch draws what its seed alone draws; another seed changes that row and no other."""
+    """Row i of a batch draws by its own seed; another seed changes that row and no other."""
     x = torch.linspace(0, 1, 600).expand(8, -1).contiguous().to(engine.device)
     seeds, streams = torch.arange(8, device=engine.device) * 7919 + seed, torch.full((8,), 5, device=engine.device)
     want = fd.sample(x, seed=seeds, streams=streams, num_samples=16).tokens
@@ -206,7 +206,7 @@ def per_row_seeds(engine: Engine, seed: int, tick: Tick) -> Finding:
 
 
 def flagged_rows(engine: Engine, seed: int, tick: Tick) -> Finding:
-    """NaN: status 1, token -1; nothing finite: status 2, token -1; +inf shares all mass; the rows beside them as without."""
+    """NaN: status 1, token -1; nothing finite: status 2, token -1; +inf takes all mass; other rows of the batch do not change."""
     x = torch.sin(torch.arange(6 * 700.0)).view(6, 700) * 4
     clean = fd.sample(x.to(engine.device), seed=seed, num_samples=8).tokens.cpu()
     x[1, 699], x[2], x[3, 17] = math.nan, -math.inf, math.inf
@@ -227,7 +227,7 @@ def flagged_rows(engine: Engine, seed: int, tick: Tick) -> Finding:
 
 
 def graph_replay(engine: Engine, seed: int, tick: Tick) -> Finding:
-    """A captured call draws, at every replay, what an eager call draws at the step that its tensor then holds."""
+    """A replay of a captured call draws what an eager call draws at the step that the tensor holds then."""
     if engine.device.type != "cuda":
         return Finding(None, "no GPU in use")
     if engine.name == "reference":

@@ -1,4 +1,4 @@
-"""What a check found, and how it tells how far it has come."""
+"""The result of a check, and its progress."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Finding:
 
     right: bool | None  # None: not run here
     seen: str
-    finds: str = ""  # what the check would have found: its power
+    finds: str = ""  # the smallest fault that the check finds: its power
 
 
 @dataclass(frozen=True)
@@ -25,4 +25,4 @@ class Check:
     ask: Callable[[Tick], Finding]
 
 
-Line = tuple[str, Finding, float]  # a check's name, what it found, seconds
+Line = tuple[str, Finding, float]  # a check's name, its finding, seconds

@@ -1,7 +1,7 @@
-"""Is a mask right? It must be the reference's but for tokens at an edge: within the tolerances of `tolerance.py`.
+"""Is a mask right? It must be the reference's, except for tokens within the tolerances of `tolerance.py` of an edge.
 
-A chain is judged cut by cut, each on what the engine itself left before it, so that a permitted difference in one cut is not
-held against the next.
+A chain is judged cut by cut. Each cut is judged on the survivors that the engine itself left, so that a permitted difference in one
+cut does not count against the next.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def follow(x: torch.Tensor, cuts: torch.Tensor, limit: int, keeps: Keeps) -> tup
 
 
 def bracket(x: torch.Tensor, cut: torch.Tensor, plain: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The fewest and the most tokens a cut [B, fields] may keep of the survivors, which are those of x that are not -inf."""
+    """The fewest and the most tokens that a cut [B, fields] may keep. Survivors are the tokens of x above -inf."""
     is_floor, is_count = int(cut[0, FIELD["kind"]]) == FLOOR, int(cut[0, FIELD["measure"]]) == COUNT
     d = x.double() / cut[:, FIELD["temperature"], None].double()
     d = d - d.amax(1, keepdim=True)

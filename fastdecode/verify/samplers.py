@@ -1,4 +1,4 @@
-"""Who is judged: an engine of fastdecode, called as users call it, or a peer, another library's sampler."""
+"""The samplers to judge: an engine of fastdecode, called as users call it, or a peer, which is another library's sampler."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..rules import FLOOR, Cut, Rule
 
 
 class Sampler(Protocol):
-    """What the tests of draws need to know."""
+    """What the tests of draws call."""
 
     device: torch.device
 
@@ -34,14 +34,14 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is drawn. The summary says what so many draws find."""
+    """The number of draws for each check. The summary says which faults that number finds."""
 
     vocab: int
     draws: int  # for each G-test
     tail_draws: int
     pairs: int  # for each test of independence
     never: int  # draws from rows with holes,
-    holes_vocab: int  # of so many tokens
+    holes_vocab: int  # V of these rows
     rows: int = 0  # of the exact comparisons
 
 
@@ -50,7 +50,7 @@ FULL = Effort(128256, 2**18, 2**18, 2**17, 10**8, 128256, 4)
 # The reference makes all its noise with torch, and Triton's interpreter everything with numpy.
 SLOW_QUICK = Effort(2048, 2**13, 0, 2**12, 10**4, 512, 1)
 SLOW = Effort(2048, 2**15, 2**15, 2**14, 10**6, 512, 2)
-# A peer reads a row for every draw. To find 24-bit noise takes 3e9 noises, however they are divided into rows.
+# A peer reads a row for every draw. Finding 24-bit noise takes 3e9 noises, for any division into rows.
 PEER_QUICK = Effort(4096, 2**14, 0, 2**13, 5 * 10**5, 64)
 PEER = Effort(128256, 2**13, 2**15, 2**16, 5 * 10**6, 64)
 
@@ -76,25 +76,25 @@ class Engine:
         rows = row.to(self.device).expand(batch, -1)
         most = 2**16 if not self.slow else max(1, 2**17 // (row.numel() // GROUP_SIZE + GROUP_SIZE))
         plan = _KEEPS_ALL if listed else None
-        found: list[torch.Tensor] = []
+        drawn: list[torch.Tensor] = []
         step = 0
-        while (left := count - sum(map(len, found))) > 0:
+        while (left := count - sum(map(len, drawn))) > 0:
             samples = min(most, -(-left // batch))
-            found.append(fd.sample(rows, plan, seed=seed, step=step, num_samples=samples).tokens.flatten().cpu()[:left])
+            drawn.append(fd.sample(rows, plan, seed=seed, step=step, num_samples=samples).tokens.flatten().cpu()[:left])
             step += 1
-        return torch.cat(found)
+        return torch.cat(drawn)
 
     def pairs(self, row: torch.Tensor, count: int, seed: int) -> dict[str, torch.Tensor]:
         rows = row.to(self.device).expand(2 * count, -1)
         each, five = torch.arange(2 * count, device=self.device), torch.tensor(5, device=self.device)
         samples = fd.sample(rows[: count // 32], seed=seed, num_samples=64).tokens
-        found = {
+        drawn = {
             "streams": fd.sample(rows, seed=seed, streams=each).tokens,
             "steps": fd.sample(rows, seed=seed, step=each, streams=five).tokens,
             "seeds": fd.sample(rows, seed=each + seed * 2**32, streams=five).tokens,
             "samples": samples,
         }
-        return {name: tokens.cpu().view(-1, 2) for name, tokens in found.items()}
+        return {name: tokens.cpu().view(-1, 2) for name, tokens in drawn.items()}
 
 
 class Peer:
@@ -108,7 +108,7 @@ class Peer:
         return f"the peer {getattr(self.function, '__module__', '')}:{getattr(self.function, '__qualname__', '')}"
 
     def ask(self, logits: torch.Tensor, seed: int) -> torch.Tensor:
-        """One call, with a seed that no other call gets.
+        """Call the peer with a seed that no other call gets.
 
         Raises:
             Broken: the answer is not [B] token ids.
@@ -128,10 +128,10 @@ class Peer:
     def draw(self, row: torch.Tensor, count: int, seed: int, listed: bool = False) -> torch.Tensor:
         batch = min(count, max(1, 2**22 // row.numel()), 2**14)
         rows = row.to(self.device).repeat(batch, 1)
-        given, found = torch.empty_like(rows), []
+        given, drawn = torch.empty_like(rows), []
         for _ in range(-(-count // batch)):
-            found.append(self.ask(given.copy_(rows), seed))  # a copy: a sampler may well work in place
-        return torch.cat(found)[:count]
+            drawn.append(self.ask(given.copy_(rows), seed))  # a copy: a sampler may work in place
+        return torch.cat(drawn)[:count]
 
     def pairs(self, row: torch.Tensor, count: int, seed: int) -> dict[str, torch.Tensor]:
         batch = min(2048, count)
@@ -141,7 +141,7 @@ class Peer:
 
 
 class Broken(Exception):
-    """The sampler's answer is none."""
+    """The peer did not return valid token ids."""
 
 
 def engine_named(name: str | None, device: str | None) -> Engine:
@@ -154,7 +154,7 @@ def engine_named(name: str | None, device: str | None) -> Engine:
     on_gpu = name is None or (name != "reference" and name in dispatch.PREFERENCE["cuda"])
     where = _device(device or (here if on_gpu else "cpu"))
     try:
-        with dispatch.use(name) if name else contextlib.nullcontext():  # FASTDECODE_BACKEND counts, as for other calls
+        with dispatch.use(name) if name else contextlib.nullcontext():  # FASTDECODE_BACKEND applies, as to other calls
             chosen = dispatch.engine_for(where)
     except RuntimeError as error:
         raise ValueError(str(error).rstrip(".")) from None
@@ -165,7 +165,7 @@ def peer_named(named: str, device: str | None) -> Peer:
     """The function that MODULE:FUNCTION names, in a module of the working directory or an installed one.
 
     Raises:
-        ValueError: there is none, or it cannot even be called.
+        ValueError: there is no such function, or a call of it fails.
     """
     module, _, function = named.partition(":")
     if not module or not function:
@@ -173,17 +173,17 @@ def peer_named(named: str, device: str | None) -> Peer:
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, "")  # as with python -m; a console script has its own folder there
     try:
-        found = getattr(importlib.import_module(module), function)
-    except (Exception, SystemExit) as error:  # whatever the module does when it is imported
+        sampler = getattr(importlib.import_module(module), function)
+    except (Exception, SystemExit) as error:  # an import may raise anything
         raise ValueError(f"--peer {named} cannot be imported: {_told(error)}") from None
-    if not callable(found):
-        raise ValueError(f"--peer {named} must be a function f(logits [B, V], seed); got {type(found).__name__}")
+    if not callable(sampler):
+        raise ValueError(f"--peer {named} must be a function f(logits [B, V], seed); got {type(sampler).__name__}")
     where = _device(device or "cpu")
     try:
-        found(torch.zeros(2, 64, device=where), 1)
+        sampler(torch.zeros(2, 64, device=where), 1)
     except (Exception, SystemExit) as error:
         raise ValueError(f"--peer {named} must take logits [2, 64] and a seed; it raised {_told(error)}") from None
-    return Peer(found, where)
+    return Peer(sampler, where)
 
 
 def _told(error: BaseException) -> str:
@@ -199,7 +199,7 @@ def _device(name: str) -> torch.device:
 
 
 def effort(sampler: Sampler, quick: bool) -> Effort:
-    """How much to draw from it."""
+    """The number of draws that suits a sampler."""
     if isinstance(sampler, Peer):
         return PEER_QUICK if quick else PEER
     if isinstance(sampler, Engine) and sampler.slow:

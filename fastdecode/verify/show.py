@@ -13,8 +13,8 @@ VERDICTS = {True: "right", False: "WRONG", None: "not run"}
 
 
 def progress(asked: Sequence[Check], answer: Callable[[Check, Tick], Finding]) -> list[Line]:
-    """Ask one question after the other, and show how far it is."""
-    found = []
+    """Run the checks in turn, and show the progress."""
+    lines = []
     with _bar() as advance:
         for place, check in enumerate(asked):
             start = time.perf_counter()
@@ -24,9 +24,9 @@ def progress(asked: Sequence[Check], answer: Callable[[Check, Tick], Finding]) -
 
             tick(0.0)
             finding = answer(check, tick)
-            found.append((check.name, finding, time.perf_counter() - start))
+            lines.append((check.name, finding, time.perf_counter() - start))
         advance("done", 1.0)
-    return found
+    return lines
 
 
 @contextlib.contextmanager
@@ -55,13 +55,13 @@ def _bar() -> Iterator[Callable[[str, float], None]]:
         yield lambda name, share: shown.update(task, description=name, completed=share)
 
 
-def summary(found: Sequence[Line]) -> None:
+def summary(lines: Sequence[Line]) -> None:
     """The findings as a table."""
     try:
         from rich.console import Console
         from rich.table import Table
     except ImportError:
-        for name, finding, seconds in found:
+        for name, finding, seconds in lines:
             finds = f"; would find: {finding.finds}" if finding.finds else ""
             print(f"{VERDICTS[finding.right]:<8} {name} ({seconds:.1f} s): {finding.seen}{finds}")
         return
@@ -72,7 +72,7 @@ def summary(found: Sequence[Line]) -> None:
     for title in ("check", "verdict", "seen", "would find", "s"):
         table.add_column(title, no_wrap=title in ("check", "verdict"), justify="right" if title == "s" else "left")
     styles = {True: "green", False: "bold red", None: "dim"}
-    for name, finding, seconds in found:
+    for name, finding, seconds in lines:
         style = styles[finding.right]
         table.add_row(
             name, f"[{style}]{VERDICTS[finding.right]}", _plain(finding.seen), _plain(finding.finds), f"{seconds:.1f}"

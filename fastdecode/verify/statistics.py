@@ -21,7 +21,7 @@ ALARM = 1e-6  # probability that a right sampler fails, over a whole run
 TESTS = 24  # no run makes more statistical tests than this
 LEVEL = ALARM / TESTS
 POWER = 0.999
-LEAST = 50  # draws expected in a bin: there the chi-square law of G holds as far out as LEVEL
+LEAST = 50  # expected draws in a bin; with these, G follows the chi-square law out to LEVEL
 
 
 class Bins(NamedTuple):
@@ -31,12 +31,12 @@ class Bins(NamedTuple):
     mass: np.ndarray  # [bins]
 
     def counts(self, tokens: np.ndarray) -> np.ndarray | None:
-        """How many tokens fell into each; None if one did that has no probability."""
+        """The number of tokens in each bin; None if a token of probability 0 was drawn."""
         bins = self.of[tokens]
         return None if bins.size and bins.min() < 0 else np.bincount(bins, minlength=len(self.mass))
 
     def put(self, q: np.ndarray) -> np.ndarray:
-        """The masses that another distribution would have."""
+        """The masses of these bins under another distribution."""
         inside = self.of >= 0
         return np.bincount(self.of[inside], q[inside], len(self.mass))
 
@@ -66,12 +66,12 @@ def g_test(counts: np.ndarray, mass: np.ndarray) -> float:
 
 
 def binomial_test(count: int, draws: int, p: float) -> float:
-    """The p-value of a count, to both sides."""
+    """The two-sided p-value of a count."""
     return float(min(1.0, 2 * min(stats.binom.cdf(count, draws, p), stats.binom.sf(count - 1, draws, p))))
 
 
 def needed(bins: int) -> float:
-    """The noncentrality at which a G-test over so many bins fails with probability POWER."""
+    """The noncentrality at which a G-test over this number of bins fails with probability POWER."""
     if bins < 2:
         return np.inf
     edge = stats.chi2.isf(LEVEL, bins - 1)
@@ -79,7 +79,7 @@ def needed(bins: int) -> float:
 
 
 def smallest(fault: Callable[[float], np.ndarray], into: list[Bins], draws: int, largest: float = 1.0) -> float | None:
-    """The smallest size of a fault that one of the binnings finds; None: not even the largest. `fault` gives q for a size."""
+    """The smallest fault that one of the binnings finds; None if they miss even the largest. `fault` maps a size to q."""
     limits = [needed(len(b.mass)) for b in into]
 
     def found(size: float) -> bool:
@@ -101,16 +101,16 @@ def distance(q: np.ndarray, mass: np.ndarray, draws: int) -> float:
 
 
 def binomial_power(draws: int, p: float, instead: float) -> float:
-    """The probability that the binomial test of p fails where the truth is `instead`."""
+    """The probability that the binomial test of p fails if the true probability is `instead`."""
     low, high = stats.binom.ppf(LEVEL / 2, draws, p), stats.binom.isf(LEVEL / 2, draws, p)
     return float(stats.binom.cdf(low - 1, draws, instead) + stats.binom.sf(high, draws, instead))
 
 
 def thinner(draws: int, p: float) -> float:
-    """The smallest share of p that can be lost and is found with probability POWER."""
+    """The smallest lost share of p that is found with probability POWER."""
     return brentq(lambda lost: binomial_power(draws, p, p * (1 - lost)) - POWER, 0.0, 1.0, xtol=1e-3)
 
 
 def unseen(draws: int) -> float:
-    """The rate of an event that would have shown in so many draws with probability POWER."""
+    """The rate at which an event shows in this number of draws with probability POWER."""
     return float(-np.log1p(-POWER) / draws)

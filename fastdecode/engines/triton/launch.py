@@ -33,7 +33,7 @@ from .outputs import (  # fmt: skip
 )
 from .soft import embed as embed
 
-# A tile of 16 groups: two groups to a warp, 16 logits to a thread. Without fusion a GPU rounds as the interpreter does.
+# A tile of 16 groups is two groups for each warp and 16 logits for each thread. Without fusion a GPU rounds as the interpreter does.
 _LAUNCH = {"num_warps": 8, "enable_fp_fusion": False}
 
 _BITS = {
@@ -43,7 +43,7 @@ _BITS = {
 
 
 class _Rows:
-    """Logits and cuts as the kernels take them, and the memory that they share."""
+    """Logits and cuts as kernel arguments, and the memory that the kernels share."""
 
     def __init__(self, logits: torch.Tensor, cuts: torch.Tensor, limit: int, plans: int = 1):
         batch, self.vocab = logits.shape
@@ -107,58 +107,60 @@ def _sample(
     logits: torch.Tensor, cuts: torch.Tensor, rows_of: tuple[int, ...], draw: Draw, wanted: Wanted
 ) -> dict[str, torch.Tensor]:
     n, device = draw.num_samples, logits.device
-    found = {
+    outputs = {
         "tokens": torch.empty(*rows_of, n, dtype=torch.int64, device=device),
         "logprobs": torch.empty(*rows_of, n, dtype=torch.float32, device=device),
         "kept": torch.empty(rows_of, dtype=torch.int64, device=device),
         "status": torch.empty(rows_of, dtype=torch.uint8, device=device),
     }
     for name in wanted.stats:
-        found[name] = torch.empty(
+        outputs[name] = torch.empty(
             (*rows_of, n) if name == "raw_logprobs" else rows_of, dtype=torch.float32, device=device
         )
     ids = wanted.logprobs_of
     if ids is not None:
-        found["logprobs_of"] = torch.empty(ids.shape, dtype=torch.float32, device=device)
+        outputs["logprobs_of"] = torch.empty(ids.shape, dtype=torch.float32, device=device)
     if wanted.top_logprobs:
-        found["top_logprobs"] = torch.empty(*rows_of, wanted.top_logprobs, dtype=torch.float32, device=device)
-        found["top_ids"] = torch.empty(*rows_of, wanted.top_logprobs, dtype=torch.int64, device=device)
+        outputs["top_logprobs"] = torch.empty(*rows_of, wanted.top_logprobs, dtype=torch.float32, device=device)
+        outputs["top_ids"] = torch.empty(*rows_of, wanted.top_logprobs, dtype=torch.int64, device=device)
     if not len(logits):
-        return found
+        return outputs
 
-    asked = sum(bit for name, bit in _BITS.items() if name in found)
+    asked = sum(bit for name, bit in _BITS.items() if name in outputs)
     with torch.cuda.device_of(logits):
         rows = _Rows(logits, cuts, draw.vocab_limit, math.prod(rows_of[1:]))
         at_one = asked & (RAW_LOGPROBS.value | LOGPROBS_OF.value) or wanted.top_logprobs
         rows.measure((1 << AT_ONE.value if at_one else 0) | (1 << AT_DRAW.value if asked else 0))
         rows.run(
-            *_coordinates(draw, found), n, Drawn(*(found[name] for name in ("tokens", "logprobs", "kept", "status")))
+            *_coordinates(draw, outputs),
+            n,
+            Drawn(*(outputs[name] for name in ("tokens", "logprobs", "kept", "status"))),
         )
         if asked:
             unused = rows.memory.floats_ptr  # of the same type, so that the kernel is not compiled again
-            statistics = Statistics(*(found.get(field.removesuffix("_ptr"), unused) for field in Statistics._fields))
+            statistics = Statistics(*(outputs.get(field.removesuffix("_ptr"), unused) for field in Statistics._fields))
             statistics_kernel[(rows.answers,)](
-                *rows.logits, *rows.cuts, rows.memory, rows.groups, rows.plans, asked, statistics, found["tokens"], n,
-                found["tokens"] if ids is None else ids, 0 if ids is None else ids.shape[1], rows.vec, **_LAUNCH,
+                *rows.logits, *rows.cuts, rows.memory, rows.groups, rows.plans, asked, statistics, outputs["tokens"], n,
+                outputs["tokens"] if ids is None else ids, 0 if ids is None else ids.shape[1], rows.vec, **_LAUNCH,
             )  # fmt: skip
         if wanted.top_logprobs:
-            best = torch.empty_like(found["top_logprobs"])
+            best = torch.empty_like(outputs["top_logprobs"])
             best_kernel[(rows.batch,)](
-                *rows.logits, rows.memory, rows.groups, Best(best, found["top_logprobs"], found["top_ids"]), wanted.top_logprobs,
+                *rows.logits, rows.memory, rows.groups, Best(best, outputs["top_logprobs"], outputs["top_ids"]), wanted.top_logprobs,
                 rows.vec, **_LAUNCH,
             )  # fmt: skip
             # By logit: log-probabilities of different logits may be one float. Stable, so that the lower id comes first.
             order = best.sort(dim=1, descending=True, stable=True).indices
             for name in ("top_logprobs", "top_ids"):
-                found[name] = found[name].gather(1, order)
-    return found
+                outputs[name] = outputs[name].gather(1, order)
+    return outputs
 
 
 def soften(
-    logits: torch.Tensor, cuts: torch.Tensor, candidates: torch.Tensor, draw: Draw, mixing: Mixing, found: dict[str, torch.Tensor]
+    logits: torch.Tensor, cuts: torch.Tensor, candidates: torch.Tensor, draw: Draw, mixing: Mixing, sampled: dict[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:  # fmt: skip
     """See `dispatch.Engine`."""
-    return triton_soft.soften(logits, cuts, candidates, draw, mixing, found, _coordinates(draw, found))
+    return triton_soft.soften(logits, cuts, candidates, draw, mixing, sampled, _coordinates(draw, sampled))
 
 
 def targets() -> list[None]:
@@ -167,30 +169,30 @@ def targets() -> list[None]:
 
 
 def slices(batch: int, limit: int, processors: int) -> int:
-    """Into how many programs a row is cut where that is possible: enough for two on each processor, at most one a tile."""
+    """The number of programs for a row, in kernels that can share one: two for each processor in all, at most one a tile."""
     return max(1, min(-(-limit // (TILE.value * GROUP.value)), -(-2 * processors // batch)))
 
 
 @functools.cache
 def processors(device: torch.device) -> int:
-    """How many programs a GPU runs side by side; one in the interpreter."""
+    """The number of a GPU's multiprocessors; one in the interpreter."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 def _vector(rows: torch.Tensor) -> int:
-    """How many neighbouring logits may be loaded at once: 16 bytes where all rows start and end at a multiple of them."""
+    """The number of neighbouring logits in one load: 16 bytes of them if all rows start and end at a multiple of 16 bytes."""
     size = rows.element_size()
     even = all(n * size % 16 == 0 for n in (rows.shape[1], rows.stride(0))) and rows.data_ptr() % 16 == 0
     return 16 // size if even else 1
 
 
-def _coordinates(draw: Draw, found: dict[str, torch.Tensor]) -> tuple:
-    """Seed, step and stream of the rows as the kernels take them."""
-    return (*_coordinate(draw.seed, found), *_coordinate(draw.step, found), *_coordinate(draw.streams, found))
+def _coordinates(draw: Draw, outputs: dict[str, torch.Tensor]) -> tuple:
+    """Seed, step and stream of the rows as kernel arguments."""
+    return (*_coordinate(draw.seed, outputs), *_coordinate(draw.step, outputs), *_coordinate(draw.streams, outputs))
 
 
-def _coordinate(value: int | torch.Tensor | None, found: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int, int]:
+def _coordinate(value: int | torch.Tensor | None, outputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int, int]:
     """Where to read a number of each row, or, with stride -1, the number for all; no streams are 0, 1, 2, ..."""
     if isinstance(value, torch.Tensor):
         return value, 0, value.stride(0)
-    return found["tokens"], value or 0, -1
+    return outputs["tokens"], value or 0, -1

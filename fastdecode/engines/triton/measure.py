@@ -1,12 +1,12 @@
-"""The Triton engine: rows of logits to masked logits, or to tokens and statistics. Here: what all its kernels share, and measure.
+"""The Triton engine: rows of logits to masked logits, or to tokens and statistics. This file: what its kernels share, and measure.
 
-What      The four verbs on a packed plan: measure (`measure_kernel`), search (search.py), narrow and draw (`rows_kernel`); then
-          what was asked for (outputs.py): masked logits, statistics, the n best.
+What      The four verbs on a packed plan: measure (`measure_kernel`), search (search.py), narrow (`rows_kernel` of narrow.py)
+          and draw (draw.py); then the outputs (outputs.py): masked logits, statistics, the n best.
 Contract  logits [B, V] with any row stride; `out` may be the logits; ties stay or go together; a row with a NaN or nothing
           above -inf is flagged; tokens of +inf share all mass (the row becomes 0 there and -inf elsewhere). Field by field
           the meaning of a cut is that of csrc/cut.h.
-Idea      1. measure: one read of the row leaves of each group of 256 ids its maximum, its count and, at the temperatures that
-          somebody will ask for, its mass and moment relative to that maximum. 2. search: all that a cut can do is narrow an
+Idea      1. measure: one read of the row leaves of each group of 256 ids its maximum, its count and, at the temperatures
+          that are needed later, its mass and moment relative to that maximum. 2. search: all that a cut can do is narrow an
           interval of logits; a floor is a closed form, and the edge of a prefix is bracketed by integer keys that sort as the
           logits (or typicalities) do: three pivots a pass, adding up what lies at or above each. Once the bracket holds few
           tokens they are gathered and looked at one by one. 3. narrow: the interval shrinks. Every pass visits only groups
@@ -16,7 +16,7 @@ Who       measure and write: one program for every slice of a row, so that few l
 Numbers   y = (x - base) / (T ln 2) and 2^y in float32, added up in float32 inside a group and in float64 across groups, always in
           the same order: answers do not depend on the batch, the slices or the launch. Moments are in units of log2.
 Random    Triton's own Philox at the coordinates (seed, step, stream; group or token id); -log(v) in float64.
-Cost      one read of the row from memory; then, for a prefix that keeps few tokens, one to three looks at few groups; for one
+Cost      one read of the row from memory; then, for a prefix that keeps few tokens, one to three passes over few groups; for one
           that keeps thousands, three to nine passes over the row by one program. Not measured yet: no GPU was at hand.
 Limits    2^31 tokens a row. One program does a row's search: a flat row alone on a GPU leaves most of it idle.
 """
@@ -123,7 +123,7 @@ SAMPLE_STREAM, REQUESTS = tl.constexpr(1 << philox.STREAM_BITS), tl.constexpr((1
 
 
 def kernel(function):
-    """`triton.jit` that compiles once for all values and addresses: what it may rely on are the constexprs alone."""
+    """`triton.jit` that compiles once for all values and addresses: it specialises on constexprs alone."""
     parameters = inspect.signature(function).parameters.values()
     return triton.jit(function, do_not_specialize=[p.name for p in parameters if p.annotation != "tl.constexpr"])
 
@@ -135,7 +135,7 @@ def kernel(function):
 def tokens_at(row, group, valid, VEC: tl.constexpr):
     """The logits [n, GROUP] of n groups as float32, -inf where there is none.
 
-    Loaded as [parts, n, WIDTH]: Triton deals tokens out to a warp's lanes first, then to warps along the axis before. So a warp
+    Loaded as [parts, n, WIDTH]: Triton assigns tokens to a warp's lanes first, then to warps along the axis before. So a warp
     holds whole groups, whatever VEC is, and sums over a group never leave it; as [n, GROUP] the warps would share each group of
     an odd row. Reordering the axes moves nothing between threads.
     The mask is the same for VEC neighbours, which is what lets them travel in one load; it never reaches past the row's end.
@@ -153,7 +153,7 @@ def tokens_at(row, group, valid, VEC: tl.constexpr):
 
 @triton.jit
 def lowest_of_lanes(x, VEC: tl.constexpr):
-    """[n, GROUP] as tokens_at orders it to [n, LANES]: the least of each lane's own, so that an accumulator takes few registers."""
+    """[n, GROUP] as tokens_at orders it to [n, LANES]: the least logit of each lane, so that an accumulator takes few registers."""
     own = tl.reshape(x, (x.shape[0], GROUP // (LANES * VEC), LANES, VEC))
     return tl.min(tl.min(own, 3), 1)
 
@@ -181,7 +181,7 @@ def scale_of(temperature):
 
 @triton.jit
 def scaled(x, base, c):
-    """Cut off at 2^-125, which is nothing beside a sum that holds a 1."""
+    """y of a logit, at least -125: 2^-125 cannot change a sum that is at least 1."""
     return tl.maximum((x - base) * c, -125.0)
 
 
@@ -206,13 +206,13 @@ def round_up(edge):
 
 @triton.jit
 def typicality(x, base, c, centre):
-    """Not from the scaled logit: that is cut off where exponentials vanish, and far tokens would be tied."""
+    """-|y - centre|, without the lower bound of `scaled`, which would tie all far tokens."""
     return tl.maximum(-tl.abs((x - base) * c - centre), LOWEST)
 
 
 @triton.jit
 def wants_sums(cut_ptr):
-    """Does this cut need more of the survivors than their number and their maximum?"""
+    """Does this cut need the mass or the moment of the survivors?"""
     kind = tl.load(cut_ptr + KIND_AT).to(tl.int32)
     looks = (
         (tl.load(cut_ptr + LSE_AT) != 0)
@@ -233,8 +233,8 @@ def measure_kernel(
     logits_ptr, row_stride: tl.int64, limit: tl.int32, cuts_ptr, cuts_stride: tl.int64, n_cuts: tl.int32,
     memory, groups: tl.int32, plans: tl.int32, asked: tl.int32, VEC: tl.constexpr,
 ):  # fmt: skip
-    """What each group of a slice of a row holds, for each of the row's plans. `asked`: the temperatures to do it for, as bits; of
-    AT_FIRST the plan decides."""
+    """Count, maximum and sums of each group of a slice of a row, for each of the row's plans. `asked`: the temperatures to sum at, as bits;
+    the plan decides on AT_FIRST."""
     number = tl.program_id(0).to(tl.int64)
     row = row_of(logits_ptr, row_stride, limit, memory, groups, number, 1, False, VEC)
     for tile in range(tl.program_id(1), tl.cdiv(groups, TILE), tl.num_programs(1)):
@@ -272,8 +272,8 @@ def plan_of(cuts_ptr, cuts_stride, n_cuts, number, plan):
 
 @triton.jit
 def beside_top(w, y):
-    """Sums over each group without the tokens of weight 1, and the number of these: beside a 1, float32 loses a mass of 1e-8,
-    which is what the entropy of a peaked row is made of."""
+    """Sums over each group without the tokens of weight 1, and the number of these. A float32 sum above 1 loses a mass of 1e-8, and the
+    entropy of a peaked row consists of such masses."""
     return tl.sum(tl.where(y == 0.0, 0.0, w), 1), tl.sum(tl.where(y == 0.0, w, 0.0), 1)
 
 
@@ -294,7 +294,7 @@ def row_of(logits_ptr, row_stride, limit, memory, groups, number, plans, overflo
 
 @triton.jit
 def start_of(logits_ptr, offset, VEC: tl.constexpr):
-    """The start of a row, with what the caller knows of its alignment."""
+    """The start of a row, and its alignment for the compiler."""
     row_ptr = logits_ptr + tl.multiple_of(offset, VEC)
     return tl.multiple_of(row_ptr, 16) if VEC > 1 else row_ptr
 
@@ -379,23 +379,3 @@ def survivor_sums(row, n_listed, survivors, VEC: tl.constexpr):
         mass += rest.to(tl.float64) + tops.to(tl.float64)
         moment += tl.sum(w * y, 1).to(tl.float64)
     return Sums(tl.sum(n, 0), tl.sum(mass, 0), tl.sum(moment, 0))
-
-
-@triton.jit
-def spread(row, n_listed, survivors, centre, unit, VEC: tl.constexpr):
-    """The number of survivors, and the sums of e = (x - centre) * unit, of its square, and of 4^y."""
-    n = tl.zeros((TILE,), tl.int32)
-    total = tl.zeros((TILE,), tl.float64)
-    squares = tl.zeros((TILE,), tl.float64)
-    mass2 = tl.zeros((TILE,), tl.float64)
-    for start in range(0, n_listed, TILE):
-        group, valid = listed(row, start, n_listed, TILE)
-        x = tokens_at(row, group, valid, VEC)
-        inside = (x >= survivors.lo) & (x <= survivors.hi)
-        e = tl.where(inside, x * unit - centre * unit, 0.0)
-        w = tl.where(inside, tl.exp2(scaled(x, survivors.top, survivors.c)), 0.0)
-        n += tl.sum(inside.to(tl.int32), 1)
-        total += tl.sum(e, 1).to(tl.float64)
-        squares += tl.sum(e * e, 1).to(tl.float64)
-        mass2 += tl.sum(w * w, 1).to(tl.float64)
-    return tl.sum(n, 0).to(tl.float64), tl.sum(total, 0), tl.sum(squares, 0), tl.sum(mass2, 0)

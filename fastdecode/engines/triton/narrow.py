@@ -14,7 +14,7 @@ from .measure import (
     MASKED, MASKED_FLOAT16, MEASURE_AT, NAN, NEED_AT, NO_KEY, Numbers, OFFSET_AT, OFFSET_H_AT, OK, ORDER_AT, P2_AT,
     PREFIX, Row, SD_AT, SLACK, SPAN, STOP_AFTER, STOP_AT, Sums, Survivors, TEMPERATURE_AT, TILE, WITHIN_AT,
     float_of, kernel, key_of, list_groups, listed, lowest_of_lanes, merge, plan_of, round_up, row_of, scale_of,
-    scaled, spread, survivor_sums, tokens_at, typicality, wants_sums, write_numbers,
+    scaled, survivor_sums, tokens_at, typicality, wants_sums, write_numbers,
 )  # fmt: skip
 from .search import Prefix, needed, search
 
@@ -249,6 +249,26 @@ def floor_edge(row, cut_ptr, survivors, sums, VEC: tl.constexpr):
         if w_p2 != 0:
             edge += w_p2 * (tl.log(mass2) - 2 * tl.log(sums.mass))
     return round_up(top + t * tl.minimum(edge - SLACK, 0.0))
+
+
+@triton.jit
+def spread(row, n_listed, survivors, centre, unit, VEC: tl.constexpr):
+    """The number of survivors, and the sums of e = (x - centre) * unit, of its square, and of 4^y."""
+    n = tl.zeros((TILE,), tl.int32)
+    total = tl.zeros((TILE,), tl.float64)
+    squares = tl.zeros((TILE,), tl.float64)
+    mass2 = tl.zeros((TILE,), tl.float64)
+    for start in range(0, n_listed, TILE):
+        group, valid = listed(row, start, n_listed, TILE)
+        x = tokens_at(row, group, valid, VEC)
+        inside = (x >= survivors.lo) & (x <= survivors.hi)
+        e = tl.where(inside, x * unit - centre * unit, 0.0)
+        w = tl.where(inside, tl.exp2(scaled(x, survivors.top, survivors.c)), 0.0)
+        n += tl.sum(inside.to(tl.int32), 1)
+        total += tl.sum(e, 1).to(tl.float64)
+        squares += tl.sum(e * e, 1).to(tl.float64)
+        mass2 += tl.sum(w * w, 1).to(tl.float64)
+    return tl.sum(n, 0).to(tl.float64), tl.sum(total, 0), tl.sum(squares, 0), tl.sum(mass2, 0)
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""What the Triton engine writes beside tokens: masked logits, statistics, the best tokens of a row. See measure.py."""
+"""The Triton engine's other outputs: masked logits, statistics, the best tokens of a row. See measure.py."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def write_kernel(
         as_row = without_inf(x, numbers.overflow)
         stays = tl.where(greedy, ids == numbers.token, (as_row >= numbers.lo) & (as_row <= numbers.hi) & (ids < limit))
         divided = tl.div_rn(x, t + tl.zeros_like(x))
-        # An infinity that the type cannot help would be a NaN in the next softmax.
+        # An infinity from rounding would be a NaN in the next softmax.
         most = largest_of(out_ptr.dtype.element_ty)
         held = tl.where(divided > most, most, tl.where(divided < -most, -most, divided))
         divided = tl.where(tl.abs(x) < float("inf"), held, divided)
@@ -80,7 +80,7 @@ def largest_of(dtype: tl.constexpr):
 
 @triton.jit
 def as_bf16(x):
-    """Rounded to the nearest, ties to even, as a GPU does it; the interpreter's own conversion cuts off."""
+    """Rounded to the nearest, ties to even, as a GPU does it; the interpreter's own conversion truncates."""
     bits = x.to(tl.int32, bitcast=True)
     rounded = tl.where(x == x, bits + 0x7FFF + ((bits >> 16) & 1), bits)
     return (rounded >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)

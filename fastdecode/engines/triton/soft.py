@@ -2,14 +2,14 @@
 
 What      `soften_kernel`: weights, ln pi, noise and density of a few candidates, the largest weight first. `embed_kernel`: the weighted
           sum of rows of an embedding table.
-Contract  csrc/mixture.h. An id that has no row in the table makes its row NaN: nobody waits for a GPU.
-Idea      all candidates of a row at once; a candidate's place is the number of those before it, counted one after the other.
+Contract  csrc/mixture.h. An id that has no row in the table makes its row NaN: a check would wait for the GPU.
+Idea      all candidates of a row at once; a candidate's place is the number of those before it, counted in a loop.
 Who       one program a row; embeddings: one for some columns of a row.
 Numbers   float64 to the end; embeddings are float32 sums, rounded once; of one token, a copy.
 Random    Triton's own Philox at (seed, step, stream of the use; token id).
 Cost      one launch each, nothing waits; two compilations for each dtype. Not measured yet: no GPU was at hand.
-Limits    1024 candidates; more are mixed by reference_soft.py. So are Dirichlet mixtures, whatever their size: the gamma quantile is
-          two loops, a series and a fraction, of a length that each candidate has for itself.
+Limits    1024 candidates; reference_soft.py mixes more, and all Dirichlet mixtures: the gamma quantile is two loops, a series and a
+          fraction, whose length differs between candidates.
 """
 
 from __future__ import annotations
@@ -174,13 +174,13 @@ def _bits(x: float) -> int:
 
 
 def soften(
-    logits: torch.Tensor, cuts: torch.Tensor, candidates: torch.Tensor, draw: Draw, mixing: Mixing, found: dict[str, torch.Tensor],
+    logits: torch.Tensor, cuts: torch.Tensor, candidates: torch.Tensor, draw: Draw, mixing: Mixing, sampled: dict[str, torch.Tensor],
     coordinates: tuple,
 ) -> dict[str, torch.Tensor]:  # fmt: skip
     """See `dispatch.Engine`; `coordinates` as launch.py makes them."""
     (batch, width), device = candidates.shape, logits.device
     if mixing.noise == "dirichlet" or width > _SIZES[-1]:
-        return reference_soft.soften(logits, cuts, candidates, draw, mixing, found)
+        return reference_soft.soften(logits, cuts, candidates, draw, mixing, sampled)
     floats = {
         name: torch.empty(batch, width, dtype=torch.float32, device=device) for name in ("weights", "log_pi", "noise")
     }
@@ -194,12 +194,12 @@ def soften(
         tau: tuple = (0, mixing.tau, mixing.tau.stride(0))
     else:
         tau = (_bits(mixing.tau), torch.empty(1, dtype=torch.float64, device=device), -1)
-    rows = found["status"] if mixing.soft_rows is None else mixing.soft_rows.view(torch.uint8)
+    rows = sampled["status"] if mixing.soft_rows is None else mixing.soft_rows.view(torch.uint8)
     with torch.cuda.device_of(logits):
         soften_kernel[(batch,)](
             logits, logits.stride(0), cuts, cuts.stride(0) if len(cuts) > 1 else 0, cuts.shape[1], *coordinates,
             NOISES.index(mixing.noise), _bits(mixing.strength), *tau, rows, int(mixing.soft_rows is None), int(mixing.straight_through), width,
-            candidates, draw.num_samples, *(found[name] for name in ("tokens", "logprobs", "kept", "status")),
+            candidates, draw.num_samples, *(sampled[name] for name in ("tokens", "logprobs", "kept", "status")),
             Made(*(made[field.removesuffix("_ptr")] for field in Made._fields)),
             SIZE=_SIZES[0] if width <= _SIZES[0] else _SIZES[1], num_warps=1 if width <= _SIZES[0] else 4, enable_fp_fusion=False,
         )  # fmt: skip
