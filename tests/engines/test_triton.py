@@ -4,6 +4,7 @@ a fault in its search. How it compiles is judged by test_triton_compiled.py, wha
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import math
@@ -234,3 +235,16 @@ def test_without_triton_the_package_says_so(interpret):
         )  # fmt: skip
         there = interpret == "1" or gpus == "1"
         assert run.stdout.startswith("Triton is not there" if there else "torch sees no GPU here")
+
+
+def test_an_old_triton_is_refused(monkeypatch):
+    """It could compile no kernel."""
+    package = importlib.import_module("fastdecode.engines.triton")
+    for version, fine in (("3.2.0", False), ("2.1.0", False), ("3.3.0", True), ("3.10.1+git12", True), ("4.0", True)):
+        monkeypatch.setattr("triton.__version__", version)
+        with (
+            contextlib.nullcontext()
+            if fine
+            else pytest.raises(ImportError, match=f"3.3 or newer is needed; got {version}")
+        ):
+            importlib.reload(package)
