@@ -1,7 +1,8 @@
 // What: one row from logits to masked logits, or to tokens and statistics: measure, search, narrow, draw, record.
 // Contract: args.h, with addresses of the device. Rows with a NaN or without a finite logit are flagged, +inf tokens share all mass.
 //   out may be the logits.
-// Idea: 1. the row comes in once; 2. the plan's cuts; 3. what is told about the whole row; 4. the draw, or the masked row.
+// Idea: 1. the row comes in once; 2. the plan's cuts; 3. what is told about the whole row; 4. the draw, or the masked row. No block
+//   reads another's memory, and each has received all that was posted to it: so it may end when it likes.
 // Who does what: cluster i of the grid has row i. Numbers: statistics in double, stored as float. Randomness: draw.cuh.
 // Cost: one read of the row, and one write if it is masked. Limits: kMaxVocab tokens.
 #pragma once
@@ -19,48 +20,71 @@ struct Launch {
 
 FD_BOTH int groups_of(int64_t tokens) { return int((tokens + kGroupSize - 1) / kGroupSize); }
 
-FD_BOTH int groups_per_block(int64_t limit, int ranks) { return (groups_of(limit) + ranks - 1) / ranks; }
+// Whole chunks.
+FD_BOTH int groups_per_block(int64_t limit, int ranks) {
+  return (chunks_in(groups_of(limit)) + ranks - 1) / ranks * kChunkGroups;
+}
 
 FD_BOTH int64_t bytes_held(int64_t limit, int dtype, int ranks) {
-  return int64_t(groups_per_block(limit, ranks)) * kGroupSize * bytes_of(dtype);
+  return int64_t(groups_per_block(limit, ranks)) / kAhead * bytes_of_batch(bytes_of(dtype));
 }
 
 // The shared memory of one block.
 FD_BOTH int64_t bytes_of_block(int64_t limit, int dtype, int ranks, bool resident) {
   Room room{nullptr, 0, false};
-  lay_out(room, groups_of(limit), resident ? bytes_held(limit, dtype, ranks) : 0);
+  lay_out(room, groups_of(limit), groups_per_block(limit, ranks), ranks, resident ? bytes_held(limit, dtype, ranks) : 0);
   return room.used;
 }
 
 // Row r's cuts, at the temperature whose turn it is.
 FD_DEVICE const Cut* cuts_of(const Plan& plan, int64_t r) {
-  return plan.cuts + r * plan.row_stride + row().turn * plan.count;
+  return plan.count <= kCuts ? memory().cuts : plan.cuts + r * plan.row_stride + row().turn * plan.count;
 }
 
-FD_DEVICE Team start(const Logits& logits, const Launch& launch) {
+// Called before a barrier of the block.
+FD_DEVICE void read_cuts(const Plan& plan, int turn) {
+  if (plan.count > kCuts) return;
+  const float* const from = reinterpret_cast<const float*>(plan.cuts + row_of_grid() * plan.row_stride + turn * plan.count);
+  float* const to = reinterpret_cast<float*>(memory().cuts);
+  for (int i = thread(); i < plan.count * kFields; i += threads()) to[i] = from[i];
+}
+
+FD_DEVICE Team start(const Logits& logits, const Plan& plan, const Launch& launch) {
   Room room{shared_memory(), 0, true};
-  const int groups = groups_of(logits.limit);
-  const Memory its = lay_out(room, groups, launch.resident ? bytes_held(logits.limit, logits.dtype, ranks()) : 0);
+  const int groups = groups_of(logits.limit), per_block = groups_per_block(logits.limit, ranks());
+  const Memory its = lay_out(room, groups, per_block, ranks(),
+                             launch.resident ? bytes_held(logits.limit, logits.dtype, ranks()) : 0);
+  Slice slice;
+  slice.row = static_cast<const char*>(logits.base) + row_of_grid() * logits.row_stride * bytes_of(logits.dtype);
+  slice.dtype = logits.dtype;
+  slice.limit = logits.limit;
+  slice.held_at = launch.resident ? int(its.held - shared_memory()) : 0;
+  slice.groups = groups;
+  slice.per_block = per_block;
+  slice.first = rank() * per_block < groups ? rank() * per_block : groups;
+  slice.end = slice.first + per_block < groups ? slice.first + per_block : groups;
+  slice.overflow = false;
+  const Batches mine = batches_of_warp(slice);
+  slice.ask(its.loads, mine.first, mine.end);
   if (thread() == 0) {
-    Slice& slice = its.row->slice;
-    slice.row = static_cast<const char*>(logits.base) + row_of_grid() * logits.row_stride * bytes_of(logits.dtype);
-    slice.dtype = logits.dtype;
-    slice.limit = logits.limit;
-    slice.held_at = launch.resident ? int(its.held - shared_memory()) : 0;
-    slice.groups = groups;
-    slice.per_block = groups_per_block(logits.limit, ranks());
-    slice.first = rank() * slice.per_block;
-    slice.end = slice.first + slice.per_block < groups ? slice.first + slice.per_block : groups;
-    slice.overflow = false;
+    if (ranks() > 1) {
+      init_bar(its.mail->bars, ranks()), init_bar(its.mail->bars + 1, ranks());
+      publish_bars();
+    }
+    its.row->slice = slice;
     its.row->turn = 0, its.row->seed = launch.seed, its.row->step = launch.step;
   }
-  sync_cluster();  // a block's memory may be written by others once it has started, and not before
-  return {0, 0, false};
+  if (lane() == 0) its.mail->turns[warp()] = 0;
+  if (ranks() > 1) arrive_at_cluster();  // and wait before the first word is posted
+  sync_block();
+  read_cuts(plan, 0);
+  sync_block();
+  return {};
 }
 
 // The cuts of a plan but for the last one, which is the draw, at the temperature whose turn it is. A greedy row has nothing left
 // to cut.
-FD_CALLED void run_plan(Team& team, const Plan& plan) {
+FD_CALLED void run_plan(Team team, const Plan& plan) {
   for (int i = 0; i + 1 < plan.count; ++i) {
     change([&](Row& row) { row.cut = cuts_of(plan, row_of_grid())[i]; });
     if (row().cut.temperature == 0 || row().n == 1) continue;
@@ -80,29 +104,32 @@ struct Output {
 
   FD_MEMBER void put(int64_t id, float x) const { store_from_float(base, dtype, id, x); }
 
-  // A lane's 8 neighbours, those of them that exist.
+  // A lane's tokens of a group, those of them that exist. `t` is the type.
+  template <int t>
   FD_MEMBER void put(int group, const float (&x)[kEach]) const {
-    const int64_t start = int64_t(group) * kGroupSize + lane() * kEach;
-    char* const to = base + start * bytes_of(dtype);
-    if (reinterpret_cast<uintptr_t>(base) % 16 != 0 || start + kEach > vocab) {
+    const bool whole = reinterpret_cast<uintptr_t>(base) % 16 == 0 && int64_t(group + 1) * kGroupSize <= vocab;
 #pragma unroll
-      for (int j = 0; j < kEach; ++j)
-        if (start + j < vocab) put(start + j, x[j]);
-    } else if (dtype == kFloat32) {
+    for (int q = 0; q < kQuads; ++q) {
+      const float a = x[4 * q], b = x[4 * q + 1], c = x[4 * q + 2], d = x[4 * q + 3];
+      const int64_t id = id_of(group, 4 * q);
+      char* const to = base + id * bytes_of(t);
+      if (!whole) {
 #pragma unroll
-      for (int c = 0; c < kEach / 4; ++c)
-        store_chunk(to + 16 * c, {{bits_of_float(x[4 * c]), bits_of_float(x[4 * c + 1]), bits_of_float(x[4 * c + 2]),
-                                   bits_of_float(x[4 * c + 3])}});
-    } else {
-      Chunk chunk;
-#pragma unroll
-      for (int k = 0; k < 4; ++k) chunk.w[k] = half(x[2 * k]) | uint32_t(half(x[2 * k + 1])) << 16;
-      store_chunk(to, chunk);
+        for (int k = 0; k < 4; ++k)
+          if (id + k < vocab) store_from_float(base, t, id + k, x[4 * q + k]);
+      } else if (t == kFloat32) {
+        store_chunk(to, {{bits_of_float(a), bits_of_float(b), bits_of_float(c), bits_of_float(d)}});
+      } else {
+        store_half(to, {{half<t>(a) | uint32_t(half<t>(b)) << 16, half<t>(c) | uint32_t(half<t>(d)) << 16}});
+      }
     }
   }
 
  private:
-  FD_MEMBER uint16_t half(float x) const { return dtype == kFloat16 ? to_f16(x) : to_bf16(x); }
+  template <int t>
+  FD_MEMBER static uint16_t half(float x) {
+    return t == kFloat16 ? to_f16(x) : to_bf16(x);
+  }
 };
 
 FD_DEVICE Output output_of(const TruncateArgs& args) {
@@ -118,27 +145,38 @@ FD_DEVICE float divisor_of(const TruncateArgs& args) {
 }
 
 // x / t where a logit survives, or where the id is `only` if that is not -1; `filter` elsewhere.
+template <int dtype>
 FD_CALLED void write_row(const TruncateArgs& args, bool empty, int64_t only) {
   const Output out = output_of(args);
   const Slice slice = row().slice;
   const float bottom = empty ? INFINITY : row().bottom(), hi = row().hi, t = divisor_of(args),
               filter = args.filter_value, largest = largest_of(out.dtype);
-  for (int g = slice.first + warp(); g < slice.end; g += warps()) {
+  const Batches mine = batches_of_warp(slice);
+  for (int g = slice.first + kAhead * mine.first; g < slice.first + kAhead * mine.end && g < slice.end; ++g) {
     float x[kEach];
-    slice.load(g, x);
+    slice.load<dtype>(g, x);
 #pragma unroll
     for (int j = 0; j < kEach; ++j) {
       bool stays = x[j] >= bottom && x[j] <= hi;
-      if (only >= 0) stays = int64_t(g) * kGroupSize + lane() * kEach + j == only;
+      if (only >= 0) stays = id_of(g, j) == only;
       x[j] = !stays ? filter : slice.overflow ? INFINITY : divided(x[j], t, largest);
     }
-    out.put(g, x);
+    out.put<dtype>(g, x);
   }
   float nothing[kEach];
 #pragma unroll
   for (int j = 0; j < kEach; ++j) nothing[j] = filter;
   for (int g = slice.groups + rank() * warps() + warp(); g < groups_of(out.vocab); g += ranks() * warps())
-    out.put(g, nothing);
+    out.put<dtype>(g, nothing);
+}
+
+FD_DEVICE void write_row(const TruncateArgs& args, bool empty, int64_t only) {
+  if (args.logits.dtype == kFloat32)
+    write_row<kFloat32>(args, empty, only);
+  else if (args.logits.dtype == kFloat16)
+    write_row<kFloat16>(args, empty, only);
+  else
+    write_row<kBFloat16>(args, empty, only);
 }
 
 // x / t throughout, so that the NaN stays visible; each token is read by the thread that writes it.
@@ -151,7 +189,7 @@ FD_CALLED void write_nan_row(const TruncateArgs& args) {
 }
 
 FD_DEVICE void truncate_row(const TruncateArgs& args, const Launch& launch) {
-  Team team = start(args.logits, launch);
+  Team team = start(args.logits, args.plan, launch);
   const Status status = open(team, first_scale(cuts_of(args.plan, row_of_grid()), false));
   if (status == kNan) {
     write_nan_row(args);
@@ -159,11 +197,10 @@ FD_DEVICE void truncate_row(const TruncateArgs& args, const Launch& launch) {
     int64_t only = -1;
     if (status == kOk) {
       run_plan(team, args.plan);
-      if (cuts_of(args.plan, row_of_grid())[args.plan.count - 1].temperature == 0) only = first_id_of(team, row().top);
+      if (cuts_of(args.plan, row_of_grid())[args.plan.count - 1].temperature == 0) only = first_id_of(team, largest(team));
     }
     write_row(args, status == kEmpty, only);
   }
-  sync_cluster();  // no block may end while another reads its memory
 }
 
 // ---- tokens and statistics
@@ -209,7 +246,7 @@ FD_DEVICE bool of_scaled(const SampleArgs& args) {
 FD_DEVICE bool of_raw(const SampleArgs& args) { return args.raw_logprobs || args.logprobs_of || args.top; }
 
 // The distribution after temperature and before truncation; a greedy row's is one token.
-FD_CALLED void describe(Team& team, const SampleArgs& args) {
+FD_CALLED void describe(Team team, const SampleArgs& args) {
   const double t = temperature_of(args);
   const bool greedy = t == 0;
   Sums whole;
@@ -226,45 +263,52 @@ FD_CALLED void describe(Team& team, const SampleArgs& args) {
 }
 
 // The first largest token, for every sample.
-FD_CALLED void draw_greedily(Team& team, const SampleArgs& args) {
-  const int64_t n = args.num_samples, token = first_id_of(team, row().top), first = place_of(args) * n;
+FD_CALLED void draw_greedily(Team team, const SampleArgs& args) {
+  const int64_t n = args.num_samples, token = first_id_of(team, largest(team)), first = place_of(args) * n;
   for (int64_t s = first + thread(); s < first + n && rank() == 0; s += threads()) {
     args.tokens[s] = token, args.logprobs[s] = 0;
     if (args.raw_logprobs) args.raw_logprobs[s] = float(double(row().top) - double(row().max) - row().ln_raw);
   }
 }
 
-// 4. What is known of a token is written by the lane that finds it.
-FD_CALLED void draw_tokens(Team& team, const SampleArgs& args) {
+// 4. What is known of a token is written by the block that finds it.
+FD_CALLED void draw_tokens(Team team, const SampleArgs& args) {
   const float c = scale_of(temperature_of(args));
-  masses_at(team, c);
+  fix_top(team, c);
+  bool fresh = row().masses_c != c;
+  const int64_t counted = fresh ? visit_survivors(c) : 0;
   const int64_t r = row_of_grid(), n = args.num_samples;
   Coordinates at;
   at.seed = uint64_t(coordinate_of(args.seed, row().seed, r));
   at.step = uint64_t(coordinate_of(args.step, row().step, r));
-  for (int64_t s = rank(); s < n; s += ranks()) {
-    const uint64_t request = uint64_t(coordinate_of(args.stream, r, r));
-    at.stream = stream_for(kGroup, uint64_t(s), request);
-    const int group = winning_group(team, at, c);
-    if (warp() != 0) continue;
-    at.stream = stream_for(kToken, uint64_t(s), request);
-    const int64_t to = place_of(args) * n + s;
-    if (group == kMaxGroups) {  // no group has mass: see sample_once
-      if (lane() == 0) args.tokens[to] = -1, args.logprobs[to] = NAN;
-      if (lane() == 0 && args.raw_logprobs) args.raw_logprobs[to] = NAN;
-      continue;
+  at.stream = uint64_t(coordinate_of(args.stream, r, r));
+  for (Samples samples{0, 0}; samples.first < n; samples.first += samples.n, fresh = false) {
+    samples.n = n - samples.first < kTogether ? int(n - samples.first) : kTogether;
+    const Groups found = winning_groups(team, at, c, samples, fresh, counted);
+    if (fresh)
+      change([&](Row& row) { row.sums = found.sums, row.n = int64_t(found.sums.n), row.sums_c = row.masses_c = c; });
+    for (int s = 0; s < samples.n; ++s) {
+      const int64_t to = place_of(args) * n + samples.first + s;
+      const int group = int(found.of[s]);
+      if (group == kMaxGroups) {  // no group has mass: see sample_once
+        if (!speaks()) continue;
+        args.tokens[to] = -1, args.logprobs[to] = NAN;
+        if (args.raw_logprobs) args.raw_logprobs[to] = NAN;
+        continue;
+      }
+      if (group / row().slice.per_block != rank()) continue;
+      const Token token = winning_token(team, at_sample(at, kToken, samples.first + s), c, group);
+      if (thread() != 0) continue;
+      args.tokens[to] = token.id;
+      const double d = double(token.x) - double(row().top);
+      args.logprobs[to] = float(d / temperature_of(args) - log(row().sums.mass));
+      if (args.raw_logprobs) args.raw_logprobs[to] = float(double(token.x) - double(row().max) - row().ln_raw);
     }
-    const Token token = winning_token(team, at, c, group);
-    if (lane() != 0) continue;
-    args.tokens[to] = token.id;
-    const double d = double(token.x) - double(row().top);
-    args.logprobs[to] = float(d / temperature_of(args) - log(row().sums.mass));
-    if (args.raw_logprobs) args.raw_logprobs[to] = float(double(token.x) - double(row().max) - row().ln_raw);
   }
 }
 
 // Everything about the row at the temperature whose turn it is.
-FD_CALLED void sample_once(Team& team, const SampleArgs& args) {
+FD_CALLED void sample_once(Team team, const SampleArgs& args) {
   run_plan(team, args.plan);
   if (of_scaled(args)) describe(team, args);
   if (of_raw(args) && row().ln_raw != row().ln_raw) {
@@ -295,16 +339,14 @@ FD_DEVICE float opening_scale(const SampleArgs& args) {
 }
 
 FD_DEVICE void sample_row(const SampleArgs& args, const Launch& launch) {
-  Team team = start(args.logits, launch);
+  Team team = start(args.logits, args.plan, launch);
   const Status status = open(team, opening_scale(args));
-  if (status != kOk) {
-    flag_row(args, row_of_grid(), status);
-    sync_cluster();
-    return;
-  }
+  if (status != kOk) return flag_row(args, row_of_grid(), status);
   for (;;) {
     sample_once(team, args);
     if (row().turn + 1 == args.temperatures) break;
+    sync_block();
+    read_cuts(args.plan, row().turn + 1);
     change([](Row& row) { row.reopen(), ++row.turn; });
   }
 
@@ -318,7 +360,6 @@ FD_DEVICE void sample_row(const SampleArgs& args, const Launch& launch) {
       args.logprobs_of[place] = exists ? float(double(row().slice.at(id)) - double(row().max) - row().ln_raw) : NAN;
     }
   if (args.top) best_of_row(team, args.top, args.top_logprobs + r * args.top, args.top_ids + r * args.top);
-  sync_cluster();  // no block may end while another reads its memory
 }
 
 }  // namespace cuda

@@ -10,12 +10,12 @@
 namespace fastdecode {
 namespace cuda {
 
-__global__ void __launch_bounds__(kThreads, kBlocks)
+__global__ void __launch_bounds__(2 * kThreads)
     truncate_kernel(const __grid_constant__ TruncateArgs args, const __grid_constant__ Launch launch) {
   truncate_row(args, launch);
 }
 
-__global__ void __launch_bounds__(kThreads, kBlocks)
+__global__ void __launch_bounds__(2 * kThreads)
     sample_kernel(const __grid_constant__ SampleArgs args, const __grid_constant__ Launch launch) {
   sample_row(args, launch);
 }

@@ -11,14 +11,38 @@
 namespace fastdecode {
 namespace cuda {
 
+// The largest survivor, where `top` is only a bound of it.
+FD_CALLED float largest(Team team) {
+  if (row().top_is_one) return row().top;
+  const float bottom = row().bottom(), hi = row().hi;
+  int64_t v[1] = {0};
+  each_group(bottom, [&](int, const float (&x)[kEach]) {
+#pragma unroll
+    for (int j = 0; j < kEach; ++j) {
+      const int64_t key = x[j] >= bottom && x[j] <= hi ? int64_t(key_of(x[j])) : 0;
+      v[0] = v[0] > key ? v[0] : key;
+    }
+  });
+  team.over_cluster(Max(), v);
+  const float top = float_of_key(uint32_t(v[0]));
+  change([&](Row& row) { row.top = row.hi = top, row.top_is_one = true, row.sums_c = row.masses_c = 0; });
+  return top;
+}
+
+// Before sums at scale c are taken relative to `top`.
+FD_DEVICE void fix_top(Team team, float c) {
+  if (!row().top_is_one && c > row().top_c) largest(team);
+}
+
 // measure: sums over the survivors.
-FD_CALLED Sums sums_at(Team& team, float c) {
+FD_CALLED Sums sums_at(Team team, float c) {
   if (row().sums_c == c) return row().sums;
+  fix_top(team, c);
   const bool listed = row().list_covers();
   Sums sums;
   if (listed) {
     weigh(team, {true, 0}, c, 1);
-    sums = sum_of_list(1, 0xffffffffu);
+    sums = sum_of_list(1, 0xffffffffu, c);
   } else {
     sums = pass_of_sums(team, c);
   }
@@ -30,16 +54,8 @@ FD_CALLED Sums sums_at(Team& team, float c) {
   return sums;
 }
 
-// The same, with the masses of their groups in the table: for the draw.
-FD_CALLED Sums masses_at(Team& team, float c) {
-  if (row().masses_c == c) return sums_at(team, c);
-  const Sums sums = pass_of_sums(team, c);
-  change([&](Row& row) { row.sums = sums, row.n = int64_t(sums.n), row.sums_c = row.masses_c = c; });
-  return sums;
-}
-
 // Sums over the whole row, whatever survives.
-FD_CALLED Sums whole_at(Team& team, float c) {
+FD_CALLED Sums whole_at(Team team, float c) {
   if (row().whole_c == c) return row().whole;
   const float lo = row().lo, hi = row().hi, top = row().top;
   change([](Row& row) { row.lo = -INFINITY, row.hi = INFINITY, row.top = row.max; });
@@ -54,7 +70,7 @@ FD_DEVICE void narrow(float lo, float hi) {
   change([&](Row& row) { row.narrow(lo, hi); });
 }
 
-FD_DEVICE double count(Team& team) {
+FD_DEVICE double count(Team team) {
   if (row().n < 0) sums_at(team, scale_of(1));
   return double(row().n);
 }
@@ -67,7 +83,7 @@ FD_DEVICE Cut first_tokens(double rank) {
 }
 
 // The rank-th largest logit of the survivors, or -inf if there are fewer.
-FD_CALLED float nth_largest(Team& team, double rank) {
+FD_CALLED float nth_largest(Team team, double rank) {
   const double n = count(team);
   if (n < rank) return -INFINITY;
   Sums whole;
@@ -77,10 +93,11 @@ FD_CALLED float nth_largest(Team& team, double rank) {
 }
 
 // Where a floor cuts: the smallest logit that it keeps.
-FD_CALLED float floor_edge(Team& team) {
+FD_CALLED float floor_edge(Team team) {
   const Cut& cut = row().cut;
   const double t = cut.temperature;
   const float c = scale_of(t);
+  largest(team);
   Whole whole;
   double mass = 0;
   if (wants_sums(cut)) {
@@ -101,31 +118,41 @@ FD_CALLED float floor_edge(Team& team) {
   return cut.keep > 1 ? fminf(lo, nth_largest(team, cut.keep)) : lo;
 }
 
-// narrow: to the lowest and the highest logit among survivors with keys from `from` on.
-FD_CALLED void narrow_to_keys(Team& team, Keys keys, float c, uint32_t from) {
-  const float bottom = row().bottom(), hi = row().hi, top = row().top;
-  int64_t v[2] = {0, 0};
-  auto look = [&](float x) {
-    const float y = fminf(scaled(x, top, c), 0.0f);
-    if (!(x >= bottom && x <= hi) || key_of(keys.of(x, y)) < from) return;
-    const int64_t up = int64_t(key_of(x)), down = int64_t(~key_of(x));
-    v[0] = v[0] > up ? v[0] : up, v[1] = v[1] > down ? v[1] : down;
-  };
-  if (row().list_covers()) {
-    for (int i = thread(); i < row().listed; i += threads()) look(memory().list.x[i]);
-    team.over_block(Most(), v);
-  } else {
-    each_group(bottom, [&](int, const float (&x)[kEach]) {
-#pragma unroll
-      for (int j = 0; j < kEach; ++j) look(x[j]);
-    });
-    team.over_cluster(Most(), v);
+// The smallest key of [low, high] that `yes` says yes to, as it does to all larger ones. By a warp; `yes` of high is yes.
+template <class Yes>
+FD_DEVICE uint32_t first_key(uint32_t low, uint32_t high, Yes yes) {
+  while (low < high) {
+    const uint32_t step = (high - low) / kLanes;
+    const uint32_t key = step ? low + step * uint32_t(lane()) : low + uint32_t(lane()) < high ? low + uint32_t(lane()) : high;
+    const uint32_t said = ballot(yes(key));
+    const int first = said ? __builtin_ffs(int(said)) - 1 : kLanes;
+    const uint32_t none = low;  // of lane 0
+    if (!step) return first < kLanes ? shuffle(key, first) : high;
+    if (first < kLanes) high = none + step * uint32_t(first);
+    if (first > 0) low = none + step * uint32_t(first - 1) + 1;
   }
-  narrow(float_of_key(~uint32_t(v[1])), float_of_key(uint32_t(v[0])));
+  return low;
+}
+
+// narrow: to the logits with keys from `from` on: y rises with the logit, so they are an interval. Its upper end need not be a logit
+// of the row.
+FD_CALLED void narrow_to_keys(Keys keys, float c, uint32_t from) {
+  const float top = row().top;
+  auto y_of = [&](uint32_t key) { return fminf(scaled(float_of_key(key), top, c), 0.0f); };
+  auto near = [&](float y) { return key_of(keys.of(0, y)) >= from; };
+  const uint32_t least = key_of(row().bottom()), most = key_of(top);
+  const uint32_t low = first_key(least, most, [&](uint32_t key) { return y_of(key) >= keys.centre || near(y_of(key)); });
+  const uint32_t over = first_key(low, most + 1, [&](uint32_t key) {
+    return key > most || (y_of(key) > keys.centre && !near(y_of(key)));
+  });
+  change([&](Row& row) {
+    row.narrow(float_of_key(low), float_of_key(over - 1));
+    row.top_is_one = row.top_is_one && over > most, row.top_c = c;
+  });
 }
 
 // Only the `within` largest exist for this cut; of a straddling group of ties, its share.
-FD_CALLED void prefix_within(Team& team) {
+FD_CALLED void prefix_within(Team team) {
   const Cut& cut = row().cut;
   const float c = scale_of(cut.temperature);
   const float boundary = nth_largest(team, cut.within);
@@ -155,7 +182,7 @@ FD_CALLED void prefix_within(Team& team) {
   narrow(float_of_key(from), INFINITY);
 }
 
-FD_CALLED void prefix(Team& team) {
+FD_CALLED void prefix(Team team) {
   const Cut& cut = row().cut;
   const bool by_count = int(cut.measure) == kCount;
   const bool all_exist = cut.within == INFINITY || !(double(cut.within) < count(team));
@@ -172,7 +199,7 @@ FD_CALLED void prefix(Team& team) {
   if (keys.by_logit)
     narrow(float_of_key(from), INFINITY);
   else
-    narrow_to_keys(team, keys, c, from);
+    narrow_to_keys(keys, c, from);
 }
 
 // The scale of the first sums that a plan asks for: they come out of the read. 0: none.

@@ -2,7 +2,9 @@
 // Contract: the host twin of this file is tests/emulation/emulation.h, found by the include path of that build: the same names,
 //   one fiber for each thread. All threads of a warp call the warp's functions together, all of a block the block's.
 // Idea: a row belongs to a cluster of `ranks()` blocks; without clusters (before sm_90) that is one block, and everything that
-//   speaks of other blocks comes to nothing.
+//   speaks of other blocks comes to nothing. Blocks never read each other's memory: they post 16 bytes at a time into it
+//   (st.async), and the receiver waits until all that it was promised has arrived (an mbarrier counts bytes and senders). So no
+//   thread ever fences for the whole device: what `barrier.cluster.arrive.release` costs in every thread.
 // Who does what: see team.cuh. Numbers: exp2_of is within 2 ulp. Randomness, cost: none. Limits: sm_80 and up.
 #pragma once
 
@@ -53,32 +55,10 @@ FD_DEVICE int ranks() {
 #endif
 }
 
-FD_DEVICE int64_t row_of_grid() { return int64_t(blockIdx.x) / ranks(); }
+FD_DEVICE int64_t row_of_grid() { return int64_t(blockIdx.x / unsigned(ranks())); }
 
 FD_DEVICE void sync_block() { __syncthreads(); }
-FD_DEVICE int count_in_block(bool yes) { return __syncthreads_count(yes); }
-
-FD_DEVICE void sync_cluster() {
-#if __CUDA_ARCH__ >= 900
-  if (ranks() > 1) {
-    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-    return;
-  }
-#endif
-  __syncthreads();
-}
-
-// The same place in the shared memory of another block of the cluster.
-template <class T>
-FD_DEVICE T* of_rank(T* place, int r) {
-#if __CUDA_ARCH__ >= 900
-  uint64_t there;
-  asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(reinterpret_cast<uint64_t>(place)), "r"(r));
-  return reinterpret_cast<T*>(there);
-#else
-  return place;
-#endif
-}
+FD_DEVICE void sync_warp() { __syncwarp(); }
 
 template <class T>
 FD_DEVICE T shuffle(T x, int from) {
@@ -91,7 +71,7 @@ FD_DEVICE T shuffle_xor(T x, int mask) {
 }
 
 FD_DEVICE uint32_t ballot(bool yes) { return __ballot_sync(kAllLanes, yes); }
-FD_DEVICE uint32_t most_in_warp(uint32_t x) { return __reduce_max_sync(kAllLanes, x); }
+FD_DEVICE uint32_t max_in_warp(uint32_t x) { return __reduce_max_sync(kAllLanes, x); }
 FD_DEVICE uint32_t sum_in_warp(uint32_t x) { return __reduce_add_sync(kAllLanes, x); }
 FD_DEVICE int bits_in(uint32_t x) { return __popc(x); }
 
@@ -124,6 +104,17 @@ FD_DEVICE Chunk load_chunk(const void* aligned) {
   return {{v.x, v.y, v.z, v.w}};
 }
 
+struct alignas(8) Half {
+  uint32_t w[2];
+};
+
+FD_DEVICE Half load_half(const void* aligned) {
+  const uint2 v = *static_cast<const uint2*>(aligned);
+  return {{v.x, v.y}};
+}
+
+FD_DEVICE void store_half(void* aligned, Half h) { *static_cast<uint2*>(aligned) = make_uint2(h.w[0], h.w[1]); }
+
 FD_DEVICE void store_chunk(void* aligned, Chunk c) {
   *static_cast<uint4*>(aligned) = make_uint4(c.w[0], c.w[1], c.w[2], c.w[3]);
 }
@@ -134,6 +125,81 @@ FD_DEVICE char* shared_memory() {
 }
 
 FD_BOTH void guard(void*, int64_t) {}
+
+// ---- between blocks, and from memory without a register (sm_90)
+
+// An mbarrier. Its phases are counted from 0; a phase ends when all arrivals have come, and all bytes that they promised.
+struct alignas(8) Bar {
+  uint64_t word;
+};
+
+#if __CUDA_ARCH__ >= 900
+constexpr bool kHasBars = true;
+
+FD_DEVICE uint32_t address_of(const void* shared) { return uint32_t(__cvta_generic_to_shared(shared)); }
+
+FD_DEVICE uint32_t address_in(const void* shared, int r) {
+  uint32_t there;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address_of(shared)), "r"(r));
+  return there;
+}
+
+FD_DEVICE void init_bar(Bar* bar, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address_of(bar)), "r"(arrivals) : "memory");
+}
+
+// After init_bar, by the thread that called it: other blocks and copies see the barrier.
+FD_DEVICE void publish_bars() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+
+// Together: all blocks of the cluster have started, and their barriers are there. Publishes nothing else.
+FD_DEVICE void arrive_at_cluster() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
+FD_DEVICE void wait_for_cluster() { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }
+
+// One arrival at a barrier of block r, which promises so many bytes. What is posted orders itself: the promise may be relaxed.
+FD_DEVICE void promise(Bar* bar, int r, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.relaxed.cluster.shared::cluster.b64 _, [%0], %1;" ::"r"(address_in(bar, r)),
+               "r"(bytes)
+               : "memory");
+}
+
+// 16 bytes into the memory of block r, at the same place as here, and counted by its barrier.
+FD_DEVICE void post(void* place, int r, Chunk c, Bar* bar) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
+                   address_in(place, r)),
+               "r"(c.w[0]), "r"(c.w[1]), "r"(c.w[2]), "r"(c.w[3]), "r"(address_in(bar, r))
+               : "memory");
+}
+
+// Until the phase of this parity has ended.
+FD_DEVICE void await(Bar* bar, int parity) {
+  uint32_t done;
+  do
+    asm volatile(
+        "{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+        : "=r"(done)
+        : "r"(address_of(bar)), "r"(parity)
+        : "memory");
+  while (!done);
+}
+
+// A copy from global memory that no register and no thread waits for. All aligned to 16 bytes; by one thread, which promised.
+FD_DEVICE void copy_in(void* shared, const void* global, int bytes, Bar* bar) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   address_of(shared)),
+               "l"(global), "r"(bytes), "r"(address_of(bar))
+               : "memory");
+}
+#else
+constexpr bool kHasBars = false;  // nothing below is called
+FD_DEVICE void init_bar(Bar*, int) {}
+FD_DEVICE void publish_bars() {}
+FD_DEVICE void arrive_at_cluster() {}
+FD_DEVICE void wait_for_cluster() {}
+FD_DEVICE void promise(Bar*, int, int) {}
+FD_DEVICE void post(void*, int, Chunk, Bar*) {}
+FD_DEVICE void await(Bar*, int) {}
+FD_DEVICE void copy_in(void*, const void*, int, Bar*) {}
+#endif
 
 }  // namespace cuda
 }  // namespace fastdecode

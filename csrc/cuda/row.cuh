@@ -2,10 +2,10 @@
 // Contract: a block's threads see one Row, in its shared memory; it says the same in all blocks of the cluster, but for the slice.
 //   It changes between two barriers, by the hand of one thread: `change`. (As a variable of each thread it would be local memory:
 //   for 512 threads more than what shared memory leaves of an L1 cache.)
-// Idea: survivors are the logits in [lo, hi]; the table has a few numbers for each group of 256 tokens, and every block has
-//   the whole table: what is decided by groups needs no talk. The list has a few tokens of interest, again in every block.
-// Who does what: see team.cuh. Numbers: sums are relative to the largest survivor, in a group to the smaller of hi and its maximum.
-// Randomness: none. Cost: 24 bytes of shared memory a group, 20 a listed token. Limits: 4096 groups, 2^20 tokens.
+// Idea: survivors are the logits in [lo, hi]. Every block knows the largest logit of every group; the sums of a group are known where
+//   its tokens are, and of 8 groups together everywhere. The list has a few tokens of interest, again in every block.
+// Who does what: see team.cuh. Numbers: sums are relative to `top`, in a group to the smaller of hi and its maximum.
+// Randomness: none. Cost: 4 bytes of shared memory a group, 16 more where it lies; 16 a listed token. Limits: 4096 groups, 2^20 tokens.
 #pragma once
 
 #include "slice.cuh"
@@ -13,29 +13,36 @@
 namespace fastdecode {
 namespace cuda {
 
-constexpr int kList = 1024, kBins = 1024;
-constexpr float kLeast = -125.0f;  // 2^-125 is nothing beside a sum that holds a 1; nothing below is told apart
+constexpr int kList = 960;  // so that two blocks with 64 KB of logits fit side by side
+constexpr int kSegment = 128;  // tokens of the list that a block posts in a round
+constexpr int kBins = 256;
+constexpr int kCuts = 16;  // of a plan, kept in shared memory
+constexpr float kLeast = -125.0f;  // 2^-125 cannot change a sum that is at least 1; nothing below is told apart
 
-// For each group of the row: its largest logit, and sums over its survivors at the scale of the last pass.
+struct Pair {
+  double mass, moment;
+};
+
+// What is known about groups at the scale of the last pass. `max` is of all groups of the row, up to a whole chunk; mass and moment
+// are of this block's groups and begin with its first; `chunks` are of the row, twice (team.cuh).
 struct Table {
   float* max;
   double* mass;
   double* moment;
-  int* place;  // where its tokens begin on the list
+  Pair* chunks;
+};
+
+struct Listed {
+  float x;
+  int32_t id;
 };
 
 struct List {
   float* x;
   int32_t* id;
   uint32_t* key;  // what a search orders by; 0: not part of it
-  float* w;       // its mass relative to the top,
-  float* y;       // 2^y
-};
-
-// For a search among many tokens; the list lies in the same memory.
-struct Bins {
-  uint32_t* mine;  // [2][kBins], of this block
-  uint32_t* all;   // [2][kBins], of the cluster
+  float* w;       // its mass relative to the top
+  Listed* stash;  // in the place of key and w: tokens of this block that are going to be listed
 };
 
 // Hands out shared memory, or counts the bytes if it starts at null. `watched`: what lies between the arrays may not be written
@@ -77,6 +84,8 @@ struct Row {
   Slice slice;
   float max, lowest;  // of the row, above -inf
   float lo, hi, top;  // the survivors are the logits in [lo, hi], of which `top` is the largest
+  bool top_is_one;    // or, if not, is so near to the largest at scale top_c, and at smaller ones, that sums are good
+  float top_c;
   int64_t alive, n;   // tokens above -inf; survivors, -1: not counted yet
   int listed;         // tokens on the list: those in [list_lo, list_hi]
   float list_lo, list_hi;
@@ -99,7 +108,7 @@ struct Row {
 
   // All that is not -inf survives, and no sums are known.
   FD_MEMBER void reopen() {
-    lo = -INFINITY, hi = INFINITY, top = max, n = alive, sums_c = masses_c = 0;
+    lo = -INFINITY, hi = INFINITY, top = max, top_is_one = true, n = alive, sums_c = masses_c = 0;
     forget_list();
   }
 
@@ -113,37 +122,52 @@ struct Row {
 struct Memory {
   Mailbox* mail;
   Row* row;
+  Cut* cuts;
   List list;
-  Bins bins;
+  uint32_t* bins;
+  char* inbox;  // kSegment tokens, or kBins bins, of each block, twice
   Table table;
+  Bar* loads;
   char* held;
 };
 
+constexpr int kLetter = kSegment * int(sizeof(Listed));
+static_assert(kLetter == kBins * int(sizeof(uint32_t)), "tokens or bins");
+
+FD_BOTH int chunks_in(int groups) { return (groups + kChunkGroups - 1) / kChunkGroups; }
+
 // First what lies at a place known to the compiler.
-FD_BOTH Memory lay_out(Room& room, int groups, int64_t held_bytes) {
+FD_BOTH Memory lay_out(Room& room, int groups, int per_block, int ranks, int64_t held_bytes) {
   Memory m;
   m.mail = room.take<Mailbox>(1);
   m.row = room.take<Row>(1);
-  m.bins = {room.take<uint32_t>(2 * kBins), room.take<uint32_t>(2 * kBins)};
-  uint32_t* const words = m.bins.mine;
-  m.list = {room.take<float>(kList), reinterpret_cast<int32_t*>(words), words + kList,
-            reinterpret_cast<float*>(m.bins.all), reinterpret_cast<float*>(m.bins.all) + kList};
-  static_assert(kBins == kList, "the list lies where the bins do");
-  m.table = {room.take<float>(groups), room.take<double>(groups), room.take<double>(groups), room.take<int>(groups)};
+  m.cuts = room.take<Cut>(kCuts);
+  m.list.x = room.take<float>(kList);
+  m.list.id = room.take<int32_t>(kList);
+  m.list.stash = room.take<Listed>(kList);
+  m.list.key = reinterpret_cast<uint32_t*>(m.list.stash);
+  m.list.w = reinterpret_cast<float*>(m.list.stash) + kList;
+  m.bins = room.take<uint32_t>(kBins + kLanes);  // the last for tokens that belong to none
+  m.table.mass = room.take<double>(per_block);
+  m.table.moment = room.take<double>(per_block);
+  m.table.max = room.take<float>(chunks_in(groups) * kChunkGroups);
+  m.table.chunks = room.take<Pair>(2 * chunks_in(groups));
+  m.inbox = room.take<char>(2 * ranks * kLetter);
+  m.loads = room.take<Bar>(per_block / kAhead);
   m.held = room.take<char>(held_bytes);
   return m;
 }
 
 FD_DEVICE Row& row_to_change() {
   Room room{shared_memory(), 0, false};
-  return *lay_out(room, 0, 0).row;
+  return *lay_out(room, 0, 0, 0, 0).row;
 }
 
 FD_DEVICE const Row& row() { return row_to_change(); }
 
 FD_DEVICE Memory memory() {
   Room room{shared_memory(), 0, false};
-  return lay_out(room, row().slice.groups, 0);
+  return lay_out(room, row().slice.groups, row().slice.per_block, ranks(), 0);
 }
 
 // Who has read the row before has read what it was, who reads it after reads what it is.
@@ -170,12 +194,23 @@ FD_DEVICE float scale_of(double temperature) {
 // below.
 FD_DEVICE float scaled(float x, float top, float c) { return fmaxf((x - top) * c, kLowest); }
 
+// The batches of this warp: neighbours, so that what warps find one after the other lies in the order of ids.
+struct Batches {
+  int first, end;
+};
+
+FD_DEVICE Batches batches_of_warp(const Slice& slice) {
+  const int all = slice.batches(), each = (all + warps() - 1) / warps(), first = warp() * each;
+  return {first < all ? first : all, first + each < all ? first + each : all};
+}
+
 // Calls look(g, x) for each of this warp's groups that may hold a logit at or above `bound`.
 template <class Look>
 FD_DEVICE void each_group(float bound, Look look) {
   const Slice slice = row().slice;
   const float* const maxima = memory().table.max;
-  for (int g = slice.first + warp(); g < slice.end; g += warps()) {
+  const Batches mine = batches_of_warp(slice);
+  for (int g = slice.first + kAhead * mine.first; g < slice.first + kAhead * mine.end; ++g) {
     if (!(maxima[g] >= bound)) continue;
     float x[kEach];
     slice.load(g, x);

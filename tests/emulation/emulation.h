@@ -35,7 +35,7 @@ struct Here {  // what the running thread sees of the machine
 };
 extern Here here;
 
-enum Scope { kWarp, kBlock, kCluster };
+enum Scope { kWarp, kBlock, kCluster, kBar };
 
 // With FD_COUNTED: what the first block of each cluster did, a warp's instruction once. bench/gpu_model reads them.
 enum Count { kWarpWaits, kBlockBarriers, kClusterBarriers, kMemoryChunks, kSharedChunks, kAtomics, kRemotes, kCounts };
@@ -44,7 +44,11 @@ void count_in_warp(Count what);  // by every thread of a warp together
 bool in_shared(const void* place);
 void wait(Scope scope, int line);
 uint64_t* slots(int line);      // a slot for each lane of the warp, after a barrier free to write again
-int votes(bool yes, int line);  // in the block
+void await(uint64_t* bar, int parity, int line);
+void init_bar(uint64_t* bar, int arrivals);
+void promise(uint64_t* bar, int r, int bytes);
+void post(char* place, int r, const void* what, size_t bytes, uint64_t* bar);
+void arrive_at_cluster();
 void watch(char* gap, size_t bytes);
 void look_for(int rank);  // a block must have started, and may not have ended
 [[noreturn]] void stop(const char* why);
@@ -79,19 +83,7 @@ inline int ranks() { return emulated::here.ranks; }
 inline int64_t row_of_grid() { return emulated::here.row; }
 
 inline void sync_block(int line = __builtin_LINE()) { emulated::wait(emulated::kBlock, line); }
-inline void sync_cluster(int line = __builtin_LINE()) { emulated::wait(emulated::kCluster, line); }
-inline int count_in_block(bool yes, int line = __builtin_LINE()) { return emulated::votes(yes, line); }
-
-template <class T>
-T* of_rank(T* place, int r) {
-  const emulated::Here& here = emulated::here;
-  char* const at = reinterpret_cast<char*>(const_cast<typename std::remove_const<T>::type*>(place));
-  if (at < here.shared || at >= here.shared + here.shared_bytes)
-    emulated::stop("of_rank of what is not in shared memory");
-  if (r < 0 || r >= here.ranks) emulated::stop("of_rank of a block that is not in the cluster");
-  if (r != here.rank) emulated::look_for(r), emulated::count(emulated::kRemotes);
-  return reinterpret_cast<T*>(here.blocks[r] + (at - here.shared));
-}
+inline void sync_warp(int line = __builtin_LINE()) { emulated::wait(emulated::kWarp, line); }
 
 template <class T>
 T shuffle(T x, int from, int line = __builtin_LINE()) {
@@ -110,7 +102,7 @@ inline uint32_t ballot(bool yes, int line = __builtin_LINE()) {
   return bits;
 }
 
-inline uint32_t most_in_warp(uint32_t x, int line = __builtin_LINE()) {
+inline uint32_t max_in_warp(uint32_t x, int line = __builtin_LINE()) {
   const emulated::Exchange<uint32_t> all(x, line);
   for (int lane = 0; lane < 32; ++lane) x = all.of(lane) > x ? all.of(lane) : x;
   return x;
@@ -158,6 +150,44 @@ inline void store_chunk(void* aligned, Chunk c) {
   if (reinterpret_cast<uintptr_t>(aligned) % 16)
     emulated::stop("a store of 16 bytes to an address that is not aligned");
   *static_cast<Chunk*>(aligned) = c;
+}
+
+struct alignas(8) Half {
+  uint32_t w[2];
+};
+
+inline Half load_half(const void* aligned) {
+  if (reinterpret_cast<uintptr_t>(aligned) % 8)
+    emulated::stop("a load of 8 bytes from an address that is not aligned");
+  emulated::count_in_warp(emulated::in_shared(aligned) ? emulated::kSharedChunks : emulated::kMemoryChunks);
+  return *static_cast<const Half*>(aligned);
+}
+
+inline void store_half(void* aligned, Half h) {
+  if (reinterpret_cast<uintptr_t>(aligned) % 8)
+    emulated::stop("a store of 8 bytes to an address that is not aligned");
+  *static_cast<Half*>(aligned) = h;
+}
+
+// What is posted or copied arrives at once or as late as it may, when somebody has waited for it: both happen.
+struct alignas(8) Bar {
+  uint64_t word;
+};
+
+constexpr bool kHasBars = true;
+inline void init_bar(Bar* bar, int arrivals) { emulated::init_bar(&bar->word, arrivals); }
+inline void publish_bars() {}
+inline void arrive_at_cluster() { emulated::arrive_at_cluster(); }
+inline void wait_for_cluster(int line = __builtin_LINE()) { emulated::wait(emulated::kCluster, line); }
+inline void promise(Bar* bar, int r, int bytes) { emulated::promise(&bar->word, r, bytes); }
+inline void post(void* place, int r, Chunk c, Bar* bar) {
+  emulated::post(static_cast<char*>(place), r, &c, sizeof c, &bar->word);
+}
+inline void await(Bar* bar, int parity, int line = __builtin_LINE()) { emulated::await(&bar->word, parity, line); }
+inline void copy_in(void* shared, const void* global, int bytes, Bar* bar) {
+  if (reinterpret_cast<uintptr_t>(global) % 16 || bytes % 16)
+    emulated::stop("a copy of what is not aligned to 16 bytes");
+  emulated::post(static_cast<char*>(shared), emulated::here.rank, global, size_t(bytes), &bar->word);
 }
 
 inline char* shared_memory() { return emulated::here.shared; }

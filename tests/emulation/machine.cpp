@@ -3,11 +3,13 @@
 
 #include <stdlib.h>
 
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "../../csrc/dtype.h"
+#include "bars.h"
 #include "emulation.h"
 #include "fiber.h"
 
@@ -30,8 +32,10 @@ struct Fiber {
   Scope scope;  // what it waits for,
   int line;     // and where
   Here here;
-  int turn;       // of the warp's slots
-  int vote_turn;  // of the block's votes
+  int turn;      // of the warp's slots
+  bool arrived;  // at the cluster's barrier
+  uint64_t* bar;  // that it waits for,
+  int parity;     // and of which phase
 };
 
 struct Warp {
@@ -42,7 +46,6 @@ struct Warp {
 struct Block {
   bool started;
   std::vector<Warp> warps;
-  int votes[3];
   char* shared;
   std::vector<std::pair<char*, size_t>> gaps;
 };
@@ -54,6 +57,7 @@ struct Machine {
   std::vector<Fiber> fibers;
   std::vector<Block> blocks;
   std::vector<char*> shared;
+  std::map<uint64_t*, BarState> bars;
   Context scheduler;
   Fiber* running = nullptr;
   Fiber* last =
@@ -73,6 +77,7 @@ const char* const kNames[] = {"warp", "block", "cluster"};
 std::string place_of(const Fiber& f) {
   const std::string who = "thread " + std::to_string(f.here.thread) + " of block " + std::to_string(f.here.rank);
   if (f.state == kDone) return who + " has ended";
+  if (f.scope == kBar) return who + " waits for what was promised to it (line " + std::to_string(f.line) + ")";
   return who + " waits at a barrier of its " + kNames[f.scope] + " (line " + std::to_string(f.line) + ")";
 }
 
@@ -108,7 +113,19 @@ void begin() {
 }
 
 bool same_place(const Fiber& a, const Fiber& b) {
-  return a.state == b.state && (a.state == kDone || (a.scope == b.scope && a.line == b.line));
+  return a.state == b.state &&
+         (a.state == kDone || (a.scope == b.scope && a.line == b.line &&
+                               (a.scope != kBar || (a.bar == b.bar && a.parity == b.parity))));
+}
+
+BarState& bar_in(uint64_t* bar, int r) {
+  const Here& at = machine.running->here;
+  if (r < 0 || r >= at.ranks) stop("a word to a block that is not in the cluster");
+  if (r != at.rank) look_for(r);
+  const auto found =
+      machine.bars.find(reinterpret_cast<uint64_t*>(at.blocks[r] + (reinterpret_cast<char*>(bar) - at.shared)));
+  if (found == machine.bars.end()) stop("a word to a barrier that is not there yet");
+  return found->second;
 }
 
 // Runs a warp until all its lanes wait at a wider barrier or have ended.
@@ -144,31 +161,23 @@ void run_cluster(int64_t row) {
     Block& block = machine.blocks[size_t(r)];
     block.gaps.clear();
     block.started = false;
-    block.votes[0] = block.votes[1] = block.votes[2] = 0;
     for (size_t i = 0; i < grid.shared_bytes; ++i) block.shared[i] = char(0x7f + 37 * i);
     for (int t = 0; t < grid.threads; ++t) {
       const size_t index = size_t(r) * size_t(grid.threads) + size_t(t);
       Fiber& f = machine.fibers[index];
-      f.state = kReady, f.turn = f.vote_turn = 0;
+      f.state = kReady, f.turn = 0, f.arrived = false;
       f.here = {t, grid.threads, r, grid.ranks, row, block.shared, machine.shared.data(), grid.shared_bytes};
       machine.stacks[index]->prepare(&f.context, begin);
     }
   }
   here.row = row;
-  // Warps in an order of its own for each row: a stride that has no factor in common with their number.
-  const int all = warps * grid.ranks;
-  int stride = int(roll() % uint64_t(all)) | 1;
-  while (all % stride == 0 && stride > 1) stride = int(roll() % uint64_t(all)) | 1;
-  const auto coprime = [](int a, int b) {
-    while (b) {
-      const int rest = a % b;
-      a = b, b = rest;
-    }
-    return a == 1;
-  };
-  while (!coprime(stride, all)) ++stride;
-  std::vector<int> order;
-  for (int i = 0, w = int(roll() % uint64_t(all)); i < all; ++i, w = (w + stride) % all) order.push_back(w);
+  machine.bars.clear();
+  // Warps in an order of its own for each row.
+  std::vector<int> order(size_t(warps * grid.ranks));
+  for (size_t i = 0; i < order.size(); ++i) {
+    const size_t other = size_t(roll() % (i + 1));
+    order[i] = order[other], order[other] = int(i);
+  }
 
   // One block may come late: nobody may rely on its having started.
   const int late = int(roll() % uint64_t(grid.ranks)), patience = int(roll() % 4);
@@ -182,20 +191,33 @@ void run_cluster(int64_t row) {
       run_warp(warp);
       progress = true;
     }
-    // Whole blocks, then the whole cluster.
+    // Warps that wait for what was posted, whole blocks, then the whole cluster.
     bool all_done = true, cluster_waits = true;
     const Fiber& first = machine.fibers[0];
     for (Block& block : machine.blocks) {
-      const Fiber& lead = block.warps[0].lanes[0];
       if (!block.started) {
         all_done = cluster_waits = false;
         continue;
       }
-      for (Warp& warp : block.warps)
-        if (!same_place(lead, warp.lanes[0])) diverged(lead, warp.lanes[0]);
-      all_done &= lead.state == kDone;
-      cluster_waits &= lead.state == kWaiting && lead.scope == kCluster;
-      if (lead.state == kWaiting && lead.scope == kBlock) {
+      const Fiber* lead = nullptr;
+      bool all_there = true;
+      for (Warp& warp : block.warps) {
+        Fiber& lane = warp.lanes[0];
+        if (lane.state == kWaiting && lane.scope == kBar) {
+          all_there = false;
+          if (!machine.bars.at(lane.bar).has_passed(lane.parity)) continue;
+          machine.bars.at(lane.bar).deliver();
+          for (int i = 0; i < 32; ++i) warp.lanes[i].state = kReady;
+          progress = true;
+        } else if (lead && !same_place(*lead, lane)) {
+          diverged(*lead, lane);
+        } else {
+          lead = &lane;
+        }
+      }
+      all_done &= all_there && lead->state == kDone;
+      cluster_waits &= all_there && lead->state == kWaiting && lead->scope == kCluster;
+      if (all_there && lead->state == kWaiting && lead->scope == kBlock) {
         for (Warp& warp : block.warps)
           for (int i = 0; i < 32; ++i) warp.lanes[i].state = kReady;
         progress = true;
@@ -212,10 +234,17 @@ void run_cluster(int64_t row) {
       waits = false;
       continue;
     }
-    if (!progress)
+    if (!progress) {
+      for (Fiber& f : machine.fibers)
+        if (f.state == kWaiting && f.scope == kBar) fail("nothing comes: " + place_of(f));
       for (Block& block : machine.blocks)
-        if (!same_place(first, block.warps[0].lanes[0])) diverged(first, block.warps[0].lanes[0]);
+        for (Warp& warp : block.warps)
+          if (!same_place(first, warp.lanes[0])) diverged(first, warp.lanes[0]);
+      fail("nothing goes on: " + place_of(first));
+    }
   }
+  for (const auto& bar : machine.bars)
+    if (!bar.second.is_at_rest()) fail("a block ended before all that was posted to it had arrived");
   for (const Block& block : machine.blocks) check_gaps(block);
 }
 
@@ -242,9 +271,11 @@ bool in_shared(const void*) { return false; }
 void wait(Scope scope, int line) {
   if (scope == kWarp)
     count_in_warp(kWarpWaits);
-  else if (here.thread == 0)
+  else if (here.thread == 0 && scope != kBar)
     count(scope == kBlock ? kBlockBarriers : kClusterBarriers);
   Fiber* const self = machine.running;
+  if (scope == kCluster && !self->arrived) stop("a wait for the cluster without having arrived");
+  self->arrived &= scope != kCluster;
   self->state = kWaiting, self->scope = scope, self->line = line;
   leave();
 }
@@ -255,13 +286,45 @@ uint64_t* slots(int) {
   return block.warps[size_t(here.thread / 32)].slots[self.turn++ & 1];
 }
 
-int votes(bool yes, int line) {
-  int* const votes = machine.blocks[size_t(here.rank)].votes;
-  const int turn = machine.running->vote_turn++;
-  votes[turn % 3] += yes;
-  wait(kBlock, line);
-  votes[(turn + 2) % 3] = 0;  // nobody is there before all have left the next call
-  return votes[turn % 3];
+void arrive_at_cluster() {
+  if (machine.running->arrived) stop("a second arrival at the cluster's barrier");
+  machine.running->arrived = true;
+}
+
+void init_bar(uint64_t* bar, int arrivals) {
+  if (machine.bars.count(bar)) stop("a barrier is made a second time");
+  BarState& state = machine.bars[bar];
+  state.expected = state.pending = arrivals;
+}
+
+void promise(uint64_t* bar, int r, int bytes) {
+  BarState& state = bar_in(bar, r);
+  if (state.pending == 0) stop("more promises than a phase takes");
+  --state.pending, state.bytes += bytes;
+  state.end_phase();
+}
+
+void post(char* place, int r, const void* what, size_t bytes, uint64_t* bar) {
+  BarState& state = bar_in(bar, r);
+  const Here& at = machine.running->here;
+  if (place < at.shared || place + bytes > at.shared + at.shared_bytes)
+    stop("a word to what is not in shared memory");
+  if ((place - at.shared) % 16) stop("a word of 16 bytes to an address that is not aligned");
+  if (r != at.rank) count(kRemotes);
+  char* const to = at.blocks[r] + (place - at.shared);
+  if (roll() & 1)
+    memcpy(to, what, bytes);
+  else
+    state.coming.push_back({to, std::string(static_cast<const char*>(what), bytes)});
+  state.bytes -= long(bytes);
+  state.end_phase();
+}
+
+void await(uint64_t* bar, int parity, int line) {
+  const BarState& state = bar_in(bar, here.rank);
+  if (here.thread == 0 && state.expected == here.ranks && here.ranks > 1) count(kClusterBarriers);
+  machine.running->bar = bar, machine.running->parity = parity;
+  wait(kBar, line);
 }
 
 void watch(char* gap, size_t bytes) {
@@ -275,10 +338,10 @@ void watch(char* gap, size_t bytes) {
 
 void look_for(int rank) {
   const Block& block = machine.blocks[size_t(rank)];
-  if (!block.started) stop("of_rank of a block that has not started");
+  if (!block.started) stop("a word to a block that has not started");
   for (const Warp& warp : block.warps)
     if (warp.lanes[0].state != kDone) return;
-  stop("of_rank of a block that has ended");
+  stop("a word to a block that has ended");
 }
 
 void stop(const char* why) {

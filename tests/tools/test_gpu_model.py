@@ -70,9 +70,8 @@ def test_no_plan_waits_more_often_than_its_budget(name):
     faults += budget.over(f"barriers of the cluster for {name}", done.cluster_barriers, cluster)
     assert not faults, "\n".join(faults)
     groups = -(-VOCAB // counts.GROUP)
-    assert done.memory_loads == 2 * -(-groups // call.shape.ranks), (
-        "a block reads each of its groups once, 32 bytes a lane"
-    )
+    assert done.memory_loads == 0, "a block's groups come by copies"
+    assert done.shared_loads >= 2 * -(-groups // call.shape.ranks), "and are read there, 32 bytes a lane"
     assert done.cluster_barriers >= 2 and done.remotes > 0
 
 
@@ -152,26 +151,24 @@ def test_cycles_wait_for_what_an_instruction_waits_for(code):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_a_way_loads_what_a_row_of_its_type_has(fat, dtype):
-    """Of four groups: two loads a lane or one, and what unpacks the type and no other."""
-    codes = cost.kernel(fat, "sample_kernel")["open_once"]
-    path = cost._best_loop(codes, cost.row_way(dtype, 1, True)).path
-    loads = [each for each in path if each.name in engine.OPENING_LOADS and ".128" in each.opcode]
-    held = [each for each in path if each.name in engine.STORES and ".128" in each.opcode]
-    if dtype != "float32":  # the second store is there, under a condition that is not met
-        held = [each for each in held if not each.is_predicated]
-    assert len(loads) == len(held) == engine.GROUPS_A_STEP * (2 if dtype == "float32" else 1)
+    """Of four groups: two loads a lane, and what unpacks the type and no other."""
+    codes = cost.kernel(fat, "sample_kernel")["open_slice"]
+    path = cost._best_loop(codes, cost.row_way(dtype, 1, True), 0.96).path
+    width = ".128" if dtype == "float32" else ".64"
+    loads = [each for each in path if each.name in engine.OPENING_LOADS and width in each.opcode]
+    assert len(loads) >= 2 * engine.GROUPS_A_STEP
     marks = {name: sum(mark in each.text for each in path for mark in marks) for name, marks in engine.UNPACKS.items()}
     assert {name for name, n in marks.items() if n} == ({dtype} - {"float32"}) and sum(marks.values()) in (0, 16, 32)
     assert sum(each.name == "MUFU" for each in path) == 8 * engine.GROUPS_A_STEP
     assert not any(each.name == "CALL" for each in path)
-    bare = cost._best_loop(codes, cost.row_way(dtype, -1, True)).path
+    bare = cost._best_loop(codes, cost.row_way(dtype, -1, True), 0.96).path
     assert not any(each.name == "MUFU" for each in bare) and sum(each.name == "REDUX" for each in bare) == 4
 
 
-def test_an_odd_row_loads_by_the_function_for_it(fat):
+def test_an_odd_row_is_shifted_into_place(fat):
     even, odd = cost.costs(fat), cost.costs(fat, aligned=False)
-    assert odd.opening.instructions > even.opening.instructions + 30
-    assert odd.opening.cycles > even.opening.cycles + constants.MEMORY / 2, "its loads wait for each other"
+    assert even.opening.instructions < odd.opening.instructions < 2 * even.opening.instructions
+    assert even.opening.cycles < odd.opening.cycles < 2 * even.opening.cycles, "its loads do not wait for each other"
     assert odd.visit == even.visit and odd.draw == even.draw
 
 
@@ -308,17 +305,18 @@ def test_the_parts_are_the_row():
     assert parts["cluster barriers"] == 3 * (constants.CLUSTER_BARRIER + constants.DEVICE_FENCE) / constants.H100.clock
     assert predicted(fenced=0).parts["cluster barriers"] == 3 * constants.CLUSTER_BARRIER / constants.H100.clock
     assert predicted(sums=False).parts["opening"] == parts["opening"] / 2
-    assert parts["skipped groups"] == parts["writing"] == 0
+    assert parts["writing"] == 0
+    assert predicted(counts=counts.Counts(900, 10, engine.FIXED_WAITS, 126, 2, 0, 1000)).parts["skipped groups"] == 0
 
 
 def test_a_pass_that_leaves_groups_out_takes_time_too():
-    """A fourth wait for the cluster ends a pass over 63 groups, of which one is looked at."""
-    parts = predicted(counts=counts.Counts(900, 10, 4, 126, 2, 0, 1000)).parts
-    assert abs(parts["skipped groups"] * constants.H100.clock - 62 / 8 * 400) < SHARE * 3100
+    """A wait more than the fixed ones ends a pass over 64 groups, of which one is looked at; all were read where they are held."""
+    parts = predicted(counts=counts.Counts(900, 10, engine.FIXED_WAITS + 1, 0, 130, 0, 1000)).parts
+    assert abs(parts["skipped groups"] * constants.H100.clock - 63 / 8 * 400) < SHARE * 3150
 
 
 def test_masked_logits_are_written_and_nothing_is_drawn():
-    one = predicted(writes=True, counts=counts.Counts(900, 10, 3, 126, 128, 0, 1000)).parts
+    one = predicted(writes=True, counts=counts.Counts(900, 10, 3, 0, 128 + 130, 0, 1000)).parts
     assert one["draw"] == 0 and one["writing"] * constants.H100.clock == 8 * 400
     assert abs(one["visits"] * constants.H100.clock - 1 / 8 * 1000) < SHARE * 125, (
         "of 64, those that are written are no visits"

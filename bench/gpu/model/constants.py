@@ -32,6 +32,8 @@ H100 = Device("H100 SXM", 132, 227 << 10, 8, 4, 1755.0, 3.0e6)
 MEMORY_IDLE, MEMORY = 478, 700
 # The same: 180 to another block's shared memory in the cluster, and so about the same for a barrier of the cluster.
 CLUSTER_BARRIER = 190
+# Estimate: bytes a cycle that one multiprocessor takes from L2 or memory while few of them ask; the port of L2 is 64 wide.
+COPY = 40
 # Estimate: a fence of device scope waits for all stores of the block to reach L2, and then L1 is empty.
 DEVICE_FENCE = 600
 

@@ -18,6 +18,8 @@ from .paths import Worth, cycles, meets, way
 
 Codes = dict[str, list[sass.Code]]
 
+NEARLY = 0.8  # a compiler may put the end of a function before its loops, which then seem to lie in one around them
+
 
 @dataclass(frozen=True)
 class Way:
@@ -123,6 +125,12 @@ def row_way(dtype: str, exponentials: int, opening: bool = False, aligned: bool 
                 return 1 if dtype == "float32" else -(not instruction.is_predicated)
             # Other things than rows come from shared memory, too.
             return int(name not in engine.HELD_LOADS or opening)
+        if opening and name in engine.NOT_COPIED:
+            return -4
+        if opening and name in engine.OPENING_LOADS and any(each in text for each in engine.SHIFTED):
+            return -4 if aligned else 4
+        if ".64" in instruction.opcode and name in engine.OPENING_LOADS and opening:
+            return int(dtype != "float32")
         if ".128" in instruction.opcode and name in engine.OPENING_LOADS:
             return -1
         if name == "SHF" and opening and not engine.UNALIGNED:
@@ -146,15 +154,13 @@ class _Loop:
     path: list[sass.Instruction]
 
 
-def _best_loop(codes: Sequence[sass.Code], worth: Worth) -> _Loop:
-    """Of all loops, the one whose way is worth most."""
-    best, found = (0, 0), None
-    for code in codes:
-        for first, last in code.loops:
-            path = way(code, first, last, worth)
-            score = (sum(map(worth, path)), -len(path))
-            if score[0] > 0 and score > best:
-                best, found = score, _Loop(code, first, last, path)
+def _best_loop(codes: Sequence[sass.Code], worth: Worth, nearly: float = NEARLY) -> _Loop:
+    """Of all loops, the shortest of those whose ways are worth most, give or take what stands around such a loop in another one."""
+    loops = [_Loop(code, first, last, way(code, first, last, worth)) for code in codes for first, last in code.loops]
+    worths = [sum(map(worth, loop.path)) for loop in loops]
+    most = max(worths, default=0)
+    near = [loop for loop, value in zip(loops, worths, strict=True) if value >= nearly * most]
+    found = min(near, key=lambda loop: len(loop.path)) if most > 0 else None
     if not found:
         names = ", ".join(code.name for code in codes)
         raise ValueError(f"{names} must have a loop over groups, and none was found; see bench/gpu/model/engine.py.")
@@ -188,20 +194,21 @@ def costs(fat: Path, dtype: str = "float32", aligned: bool = True) -> Costs:
         inner = _longest(_named(codes, engine.UNALIGNED)[0], row_way(dtype, 0, True))
 
     def opening(exponentials: int) -> Way:
-        path = _best_loop(_named(codes, engine.OPENING), row_way(dtype, exponentials, True, aligned)).path
+        # Its loads must be on the way: so no more is given away than one of them is worth.
+        path = _best_loop(_named(codes, engine.OPENING), row_way(dtype, exponentials, True, aligned), 0.96).path
         return (
             _of([each for one in path for each in ([one, *inner] if _fetches(one) else [one])]) / engine.GROUPS_A_STEP
         )
 
-    visits = [_best_loop(_named(codes, [name]), row_way(dtype, 1)) for name in engine.VISITS]
+    visits = [(_best_loop(_named(codes, [name]), row_way(dtype, 1)), groups) for name, groups in engine.VISITS.items()]
     draws = [_longest(_named(codes, [name])[0], meets("MUFU", "SHFL")) for name in engine.DRAW]
     between = [each for instances in codes.values() for code in instances for each in _between_barriers(code)]
     writing = _named(kernel(fat, "truncate_kernel"), engine.WRITING)
     return Costs(
         opening=opening(1),
         bare_opening=opening(-1),
-        visit=_mean([_of(loop.path) for loop in visits]),
-        skipped=_mean([_of(way(loop.code, loop.first, loop.last, meets())) for loop in visits]),
+        visit=_mean([_of(loop.path) / groups for loop, groups in visits]),
+        skipped=_mean([_of(way(loop.code, loop.first, loop.last, meets())) / groups for loop, groups in visits]),
         between_barriers=Way(
             statistics.median(each.instructions for each in between), statistics.median(each.cycles for each in between)
         ),

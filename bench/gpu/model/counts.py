@@ -16,6 +16,7 @@ from tests.conftest import stand_in
 from tests.support import emulated
 
 from .constants import Device
+from .engine import CHUNK, LOADS_A_GROUP, OPENS_IN_SHARED
 
 GROUP = 256  # tokens that a warp has at once
 _DTYPES = {"float32": 0, "float16": 1, "bfloat16": 2}  # as csrc/args.h numbers them
@@ -48,12 +49,10 @@ class Counts:
 
     def visits(self, vocab: int, dtype: str, shape: Shape) -> float:
         """How often a group of 256 tokens is looked at again."""
-        loads = (4 if dtype == "float32" else 2) * GROUP // (16 * 32)  # of a group, by a warp, 16 bytes a lane
-        again = self.shared_loads / loads
-        if not shape.resident:
-            groups = math.ceil(math.ceil(vocab / GROUP) / shape.ranks)
-            again += max(0.0, self.memory_loads / loads - groups)
-        return again
+        loads = LOADS_A_GROUP
+        groups = math.ceil(math.ceil(vocab / GROUP) / (shape.ranks * CHUNK)) * CHUNK
+        again = self.shared_loads / loads + (0 if shape.resident else self.memory_loads / loads)
+        return max(0.0, again - (groups if OPENS_IN_SHARED or not shape.resident else 0))
 
 
 def shape(device: Device, dtype: str, rows: int, vocab: int) -> Shape:

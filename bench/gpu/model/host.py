@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import torch
 
 import fastdecode as fd
-from fastdecode import dispatch
+from fastdecode import _native, dispatch
 from fastdecode.engines import cuda
 from tests.conftest import stand_in
 
@@ -18,7 +18,9 @@ CALLS, PASSES = 500, 7
 
 class _WithoutLaunch(cuda.Engine):
     def __init__(self) -> None:
-        super().__init__(SimpleNamespace(sample_cuda=lambda *numbers: None))
+        super().__init__(
+            SimpleNamespace(sample_cuda=lambda *numbers: None, fields=_native.fields, arguments=_native.arguments)
+        )
 
     def _where(self, logits: torch.Tensor) -> tuple[int, int, int]:
         return 0, 0, 0

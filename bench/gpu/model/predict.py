@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .constants import CLUSTER_BARRIER, DEVICE_FENCE, GRAPH_KERNEL, MEMORY_IDLE, Device
+from .constants import CLUSTER_BARRIER, COPY, DEVICE_FENCE, GRAPH_KERNEL, MEMORY_IDLE, Device
 from .cost import Costs
 from .counts import GROUP, Counts, Shape
-from .engine import FIXED_WAITS
+from .engine import CHUNK, FIXED_WAITS
 
 RESERVED = 1 << 10  # bytes of shared memory that a block costs beside its own
 
@@ -46,7 +46,7 @@ def predict(
     """`sums`: they come out of the read. `fenced`: the share of waits for the cluster that are fences of device scope. `writes`: masked
     logits and no token."""
     size = bytes_of(dtype)
-    groups = math.ceil(math.ceil(vocab / GROUP) / shape.ranks)
+    groups = math.ceil(math.ceil(vocab / GROUP) / (shape.ranks * CHUNK)) * CHUNK
     visits = counts.visits(vocab, dtype, shape)
     written = groups if writes else 0
     visits = max(0.0, visits - written)
@@ -55,7 +55,7 @@ def predict(
     opening = costs.opening if sums else costs.bare_opening
     parts = {
         "start": 2 * MEMORY_IDLE,
-        "opening": math.ceil(groups / warps) * opening.cycles,
+        "opening": max(math.ceil(groups / warps) * opening.cycles, MEMORY_IDLE + groups * GROUP * size / COPY),
         "visits": visits / warps * costs.visit.cycles,
         "skipped groups": skipped / warps * costs.skipped.cycles,
         "block barriers": counts.block_barriers * costs.between_barriers.cycles,
