@@ -102,8 +102,11 @@ class OfCpu:
     def __init__(self, compiled: object = None, ranks: int = 0):
         self.ranks = ranks
 
+    def targets(self) -> list[None]:
+        return [None]
+
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        if name not in ("truncate", "sample", "sample_temperatures", "soften", "embed"):
+        if name not in ("truncate", "sample", "sample_temperatures", "soften", "embed", "uniforms"):
             raise AttributeError(name)
         function = getattr(dispatch.ENGINES["cpu"], name)
 
