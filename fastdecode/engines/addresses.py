@@ -54,7 +54,7 @@ def check(compiled: Any) -> None:
     Raises:
         ImportError: they differ: the module was compiled from other sources.
     """
-    taken = {"cut": compiled.fields()} | compiled.arguments()
+    taken = {"cut": compiled.fields()} | getattr(compiled, "arguments", dict)()  # an older build has no such function
     for function, names in ARGUMENTS.items():
         other = tuple(taken.get(function, ()))
         if other != names:
