@@ -171,12 +171,7 @@ FD_CALLED void write_row(const TruncateArgs& args, bool empty, int64_t only) {
 }
 
 FD_DEVICE void write_row(const TruncateArgs& args, bool empty, int64_t only) {
-  if (args.logits.dtype == kFloat32)
-    write_row<kFloat32>(args, empty, only);
-  else if (args.logits.dtype == kFloat16)
-    write_row<kFloat16>(args, empty, only);
-  else
-    write_row<kBFloat16>(args, empty, only);
+  with_type(args.logits.dtype, [&](auto type) { write_row<decltype(type)::value>(args, empty, only); });
 }
 
 // x / t throughout, so that the NaN stays visible; each token is read by the thread that writes it.

@@ -74,63 +74,56 @@ FD_DEVICE void open_batch(const Table& table, const Slice& slice, int local, flo
 
 constexpr int kSeen = 5;
 
-// This block's part of the row, as it comes in: what was seen is left for the block.
-template <int dtype, bool sums>
-FD_CALLED void open_slice(Team team, float c) {
+// This block's part of the row, batch by batch from `take`: what was seen is left for the block.
+template <bool sums, class Take>
+FD_DEVICE void open_batches(Team team, float c, Take take) {
   const Slice slice = row().slice;
   const Memory its = memory();
   const Batches mine = batches_of_warp(slice);
   Seen seen{0, INFINITY, 0, 0, 0};
   for (int b = mine.first; b < mine.end; ++b) {
-    Raw raw[kAhead];
     float x[kAhead][kEach];
-    slice.take<dtype>(b, its.loads, raw);
-#pragma unroll
-    for (int k = 0; k < kAhead; ++k) unpack<dtype>(raw[k], x[k]);
+    take(slice, its, b, x);
     open_batch<sums>(its.table, slice, kAhead * b, x, c, &seen);
   }
   int64_t v[kSeen] = {-seen.dead, seen.nans, seen.infs, seen.max_key, int64_t(~key_of(seen.lowest))};
   team.leave_part(SumThenMax<3>(), v);
 }
 
-// The same of a row with tokens of +inf, which is there already.
+// As it comes in.
+template <int dtype, bool sums>
+FD_CALLED void open_slice(Team team, float c) {
+  open_batches<sums>(team, c, [](const Slice& slice, const Memory& its, int b, float (&x)[kAhead][kEach]) {
+    Raw raw[kAhead];
+    slice.take<dtype>(b, its.loads, raw);
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) unpack<dtype>(raw[k], x[k]);
+  });
+}
+
+// Of a row with tokens of +inf, which is there already.
 template <int dtype>
 FD_CALLED void open_overflowed(Team team, float c) {
-  const Slice slice = row().slice;
-  const Memory its = memory();
-  const Batches mine = batches_of_warp(slice);
-  Seen seen{0, INFINITY, 0, 0, 0};
-  for (int b = mine.first; b < mine.end; ++b) {
-    float x[kAhead][kEach];
+  open_batches<true>(team, c, [](const Slice& slice, const Memory&, int b, float (&x)[kAhead][kEach]) {
 #pragma unroll
     for (int k = 0; k < kAhead; ++k) {
-      slice.load<dtype>(slice.first + kAhead * b + k, x[k]);
-      if (slice.held_at) slice.hold_overflowed<dtype>(slice.first + kAhead * b + k, x[k]);
+      const int g = slice.first + kAhead * b + k;
+      slice.load<dtype>(g, x[k]);
+      if (slice.held_at) slice.hold_overflowed<dtype>(g, x[k]);
     }
-    open_batch<true>(its.table, slice, kAhead * b, x, c, &seen);
-  }
-  int64_t v[kSeen] = {-seen.dead, seen.nans, seen.infs, seen.max_key, int64_t(~key_of(seen.lowest))};
-  team.leave_part(SumThenMax<3>(), v);
-}
-
-template <int dtype>
-FD_DEVICE void open_slice(Team team, float c, bool overflowed) {
-  if (overflowed)
-    open_overflowed<dtype>(team, c);
-  else if (c == 0)
-    open_slice<dtype, false>(team, c);
-  else
-    open_slice<dtype, true>(team, c);
+  });
 }
 
 FD_DEVICE void open_slice(Team team, float c, bool overflowed) {
-  const int dtype = row().slice.dtype;
-  if (dtype == kFloat32)
-    open_slice<kFloat32>(team, c, overflowed);
-  else if (dtype == kFloat16)
-    open_slice<kFloat16>(team, c, overflowed);
-  else
-    open_slice<kBFloat16>(team, c, overflowed);
+  with_type(row().slice.dtype, [&](auto type) {
+    constexpr int t = decltype(type)::value;
+    if (overflowed)
+      open_overflowed<t>(team, c);
+    else if (c == 0)
+      open_slice<t, false>(team, c);
+    else
+      open_slice<t, true>(team, c);
+  });
 }
 
 struct Specials {

@@ -47,6 +47,22 @@ FD_DEVICE void unpack(const Raw& raw, float (&x)[kEach]) {
   }
 }
 
+template <int t>
+struct Type {
+  static constexpr int value = t;
+};
+
+// Calls f with the type of a row, which the compiler knows there.
+template <class F>
+FD_DEVICE void with_type(int dtype, F f) {
+  if (dtype == kFloat32)
+    f(Type<kFloat32>());
+  else if (dtype == kFloat16)
+    f(Type<kFloat16>());
+  else
+    f(Type<kBFloat16>());
+}
+
 // Of a row with tokens of +inf.
 FD_DEVICE void overflowed(float (&x)[kEach]) {
 #pragma unroll
@@ -113,12 +129,7 @@ struct Slice {
 
   // A group of this block, once it was taken.
   FD_MEMBER void load(int group, float (&x)[kEach]) const {
-    if (dtype == kFloat32)
-      load<kFloat32>(group, x);
-    else if (dtype == kFloat16)
-      load<kFloat16>(group, x);
-    else
-      load<kBFloat16>(group, x);
+    with_type(dtype, [&](auto type) { load<decltype(type)::value>(group, x); });
   }
 
   // `t` is the type of the row.

@@ -88,12 +88,7 @@ FD_DEVICE void each_batch_of(const Slice& slice, float bound, Look look) {
 template <bool sums, class Look>
 FD_DEVICE void each_batch(float bound, Look look) {
   const Slice slice = row().slice;
-  if (slice.dtype == kFloat32)
-    each_batch_of<kFloat32, sums>(slice, bound, look);
-  else if (slice.dtype == kFloat16)
-    each_batch_of<kFloat16, sums>(slice, bound, look);
-  else
-    each_batch_of<kBFloat16, sums>(slice, bound, look);
+  with_type(slice.dtype, [&](auto type) { each_batch_of<decltype(type)::value, sums>(slice, bound, look); });
 }
 
 FD_DEVICE void sum_of_octet(double* a, double* b) {

@@ -37,7 +37,7 @@ extern Here here;
 
 enum Scope { kWarp, kBlock, kCluster, kBar };
 
-// With FD_COUNTED: what the first block of each cluster did, a warp's instruction once. bench/gpu_model reads them.
+// With FD_COUNTED: what the first block of each cluster did, a warp's instruction once. bench/gpu/model reads them.
 enum Count { kWarpWaits, kBlockBarriers, kClusterBarriers, kMemoryChunks, kSharedChunks, kAtomics, kRemotes, kCounts };
 void count(Count what);         // by every thread
 void count_in_warp(Count what);  // by every thread of a warp together

@@ -114,8 +114,6 @@ def row_way(dtype: str, exponentials: int, opening: bool = False, aligned: bool 
 
     def worth(instruction: sass.Instruction) -> int:
         name, text = instruction.name, instruction.text
-        if _fetches(instruction):
-            return -8 if aligned else 8
         if name == "MUFU":
             return 4 * exponentials
         if name == "REDUX":
@@ -133,17 +131,13 @@ def row_way(dtype: str, exponentials: int, opening: bool = False, aligned: bool 
             return int(dtype != "float32")
         if ".128" in instruction.opcode and name in engine.OPENING_LOADS:
             return -1
-        if name == "SHF" and opening and not engine.UNALIGNED:
+        if name == "SHF" and opening:
             return -1 if aligned else 1
         if any(mark in text for mark in engine.UNPACKS[dtype]):
             return 1
         return -any(mark in text for mark in others)
 
     return worth
-
-
-def _fetches(instruction: sass.Instruction) -> bool:
-    return instruction.name == "CALL" and any(name in instruction.text for name in engine.UNALIGNED)
 
 
 @dataclass(frozen=True)
@@ -189,16 +183,11 @@ def _mean(ways: Sequence[Way]) -> Way:
 @functools.cache
 def costs(fat: Path, dtype: str = "float32", aligned: bool = True) -> Costs:
     codes = kernel(fat, "sample_kernel")
-    inner: list[sass.Instruction] = []
-    if not aligned and engine.UNALIGNED:
-        inner = _longest(_named(codes, engine.UNALIGNED)[0], row_way(dtype, 0, True))
 
     def opening(exponentials: int) -> Way:
         # Its loads must be on the way: so no more is given away than one of them is worth.
         path = _best_loop(_named(codes, engine.OPENING), row_way(dtype, exponentials, True, aligned), 0.96).path
-        return (
-            _of([each for one in path for each in ([one, *inner] if _fetches(one) else [one])]) / engine.GROUPS_A_STEP
-        )
+        return _of(path) / engine.GROUPS_A_STEP
 
     visits = [(_best_loop(_named(codes, [name]), row_way(dtype, 1)), groups) for name, groups in engine.VISITS.items()]
     draws = [_longest(_named(codes, [name])[0], meets("MUFU", "SHFL")) for name in engine.DRAW]

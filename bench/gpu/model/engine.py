@@ -19,7 +19,6 @@ GROUPS_A_STEP = 4
 VISITS = {"pass_of_sums": 4, "split": 4, "guess": 4}  # they look at groups that are held already
 DRAW = ("winning_groups", "leave_tokens")
 WRITING = ("write_row",)
-UNALIGNED = ()  # loads a group of a row that does not start on 16 bytes; (): the loop does it itself, by funnel shifts
 
 # Plans that ask for sums while the row comes in: first_scale in narrow.cuh. The others have none then, and sum their survivors later.
 OPENS_WITH_SUMS = frozenset({"none", "top_p .95", "typical .9", "top_h .4"})
